@@ -1,0 +1,1 @@
+"""Which plan, and why. Pure: no Ray, no torch, no clock, no I/O."""

@@ -1,0 +1,182 @@
+"""The words every package shares: mode, plan, schedule.
+
+A plan says how the next step decodes. A schedule is what a controller issues to a replica: which
+plan to use at which load. Both are frozen values, so they travel between threads and processes as
+they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+BLOCK_LENGTHS = (4, 8, 16, 32)
+"""Block lengths a diffusion or self-speculation plan may have, in tokens."""
+
+DEFAULT_THRESHOLD = 0.9
+"""Confidence above which diffusion commits a token (the released evaluation's value)."""
+
+
+class Mode(StrEnum):
+    AR = "ar"
+    DIFFUSION = "diffusion"
+    SELF_SPECULATION = "self_speculation"
+
+
+class Quality(StrEnum):
+    """What a request accepts: `exact` is AR's distribution, token by token; `any` allows diffusion
+    too."""
+
+    EXACT = "exact"
+    ANY = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Mode, block length in tokens (1 for AR) and, for diffusion only, the confidence threshold.
+
+    Raises:
+        ValueError: a block length the mode does not have, or a threshold outside (0, 1].
+    """
+
+    mode: Mode
+    block_length: int = 1
+    threshold: float = DEFAULT_THRESHOLD
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", Mode(self.mode))
+        allowed = (1,) if self.mode is Mode.AR else BLOCK_LENGTHS
+        if self.block_length not in allowed:
+            raise ValueError(
+                f"block length {self.block_length} is not one of {allowed} "
+                f"for mode {self.mode.value}"
+            )
+        if not 0.0 < self.threshold <= 1.0:
+            raise ValueError(f"threshold {self.threshold} must lie in (0, 1]")
+        if self.mode is not Mode.DIFFUSION and self.threshold != DEFAULT_THRESHOLD:
+            raise ValueError(f"only diffusion has a threshold, not mode {self.mode.value}")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every token this plan emits follows the AR distribution."""
+        return self.mode is not Mode.DIFFUSION
+
+    def serves(self, quality: Quality) -> bool:
+        return self.is_exact or quality is Quality.ANY
+
+    def __str__(self) -> str:
+        if self.mode is Mode.AR:
+            return "ar"
+        name = f"{self.mode.value}/{self.block_length}"
+        return name if self.threshold == DEFAULT_THRESHOLD else f"{name}@{self.threshold:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Reads what `str(plan)` writes: `ar`, `self_speculation/16`, `diffusion/8@0.7`."""
+        head, _, threshold = text.partition("@")
+        mode, _, block = head.partition("/")
+        try:
+            return cls(
+                Mode(mode),
+                int(block) if block else 1,
+                float(threshold) if threshold else DEFAULT_THRESHOLD,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"plan {text!r}: {error}; write ar, self_speculation/16 or diffusion/8@0.9"
+            ) from None
+
+
+AR = Plan(Mode.AR)
+SAFE_PLAN = AR
+"""Decodes everything, whatever the load: what a replica uses when nothing better is known."""
+
+
+def all_plans() -> tuple[Plan, ...]:
+    """AR, then self-speculation and diffusion at every block length."""
+    block_modes = (Mode.SELF_SPECULATION, Mode.DIFFUSION)
+    return (AR, *(Plan(mode, length) for mode in block_modes for length in BLOCK_LENGTHS))
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Use `plan` while at most `up_to` sequences are decoding (None: no upper bound)."""
+
+    up_to: int | None
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What a controller issues to a replica. Bands ascend; the last one has no upper bound.
+
+    `epoch` names the controller's incarnation and `version` counts within it; a replica takes a
+    schedule only if (epoch, version) is newer than what it has. After `ttl_s` without a refresh the
+    replica falls back to the safe plan (`math.inf`: never). `hysteresis` is the number of sequences
+    by which a band's upper bound must be undercut before the governor goes back to it, and
+    `dwell_s` the shortest time between two changes of plan.
+    """
+
+    bands: tuple[Band, ...]
+    hysteresis: int = 0
+    dwell_s: float = 0.0
+    ttl_s: float = math.inf
+    epoch: int = 0
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.bands or self.bands[-1].up_to is not None:
+            raise ValueError("a schedule needs bands, and its last band must have no upper bound")
+        bounds = [band.up_to for band in self.bands[:-1]]
+        if any(b is None or b < 1 for b in bounds) or bounds != sorted(set(bounds)):  # type: ignore[type-var]
+            raise ValueError(f"band bounds {bounds} must be positive and strictly ascending")
+        if self.hysteresis < 0 or self.dwell_s < 0 or self.ttl_s <= 0:
+            raise ValueError("hysteresis and dwell_s must not be negative, ttl_s must be positive")
+
+    @classmethod
+    def pinned(cls, plan: Plan, **fields: Any) -> Schedule:
+        """The smallest schedule: one plan at every load."""
+        return cls(bands=(Band(None, plan),), **fields)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        return tuple(band.plan for band in self.bands)
+
+    def plan_at(self, decoding: float) -> Plan:
+        """The plan this schedule gives with `decoding` sequences, before hysteresis and dwell."""
+        return next(b.plan for b in self.bands if b.up_to is None or decoding <= b.up_to)
+
+    def map_plans(self, change: Callable[[Plan], Plan]) -> Schedule:
+        """The same schedule with every plan changed; neighbours that become equal are one band."""
+        bands: list[Band] = []
+        for band in self.bands:
+            plan = change(band.plan)
+            if bands and bands[-1].plan == plan:
+                bands.pop()
+            bands.append(Band(band.up_to, plan))
+        return self if tuple(bands) == self.bands else replace(self, bands=tuple(bands))
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Newer schedules compare greater."""
+        return (self.epoch, self.version)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; an infinite time to live becomes null."""
+        fields = asdict(self)
+        fields["bands"] = [{"up_to": b.up_to, "plan": str(b.plan)} for b in self.bands]
+        fields["ttl_s"] = None if math.isinf(self.ttl_s) else self.ttl_s
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Schedule:
+        values = dict(fields)
+        values["bands"] = tuple(
+            Band(band["up_to"], Plan.parse(band["plan"])) for band in fields["bands"]
+        )
+        if values.get("ttl_s", 0) is None:
+            values["ttl_s"] = math.inf
+        return cls(**values)

@@ -1,0 +1,1 @@
+"""One model, three ways to decode."""

@@ -1,0 +1,66 @@
+"""Per-plan tallies of the engine; monotone, read by `report()`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from policies.vocabulary import DEFAULT_THRESHOLD, Plan, all_plans
+from replicas.engine import PlanCounters
+from replicas.torch_engine.modes.base import RoundResult
+
+
+@dataclass(slots=True)
+class PlanTally:
+    """Mutable twin of `PlanCounters`; field meanings are documented there."""
+
+    steps: int = 0
+    forwards: int = 0
+    sequence_steps: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: list[int] = field(default_factory=list)
+    committed: int = 0
+    denoising_steps: int = 0
+    seconds: float = 0.0
+
+    def add_round(self, result: RoundResult) -> None:
+        self.steps += 1
+        self.forwards += 2 if result.drafted else 1
+        self.sequence_steps += len(result.tokens)
+        self.drafted += result.drafted
+        self.denoising_steps += result.denoising_steps
+        self.rounds += result.rounds
+        for accepted in result.accepted:
+            for position in range(accepted):
+                self.accepted[position] += 1
+
+    def freeze(self) -> PlanCounters:
+        return PlanCounters(
+            steps=self.steps,
+            forwards=self.forwards,
+            sequence_steps=self.sequence_steps,
+            rounds=self.rounds,
+            drafted=self.drafted,
+            accepted=tuple(self.accepted),
+            committed=self.committed,
+            denoising_steps=self.denoising_steps,
+            seconds=self.seconds,
+        )
+
+
+class Tallies:
+    """One tally per mode and block length, all there from the start.
+
+    Thresholds are folded together: requests choose them freely, and tallies become metric labels.
+    """
+
+    def __init__(self) -> None:
+        self._plans = {
+            plan: PlanTally(accepted=[0] * (plan.block_length - 1)) for plan in all_plans()
+        }
+
+    def __getitem__(self, plan: Plan) -> PlanTally:
+        return self._plans[replace(plan, threshold=DEFAULT_THRESHOLD)]
+
+    def freeze(self) -> dict[Plan, PlanCounters]:
+        return {plan: tally.freeze() for plan, tally in self._plans.items()}
