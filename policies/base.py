@@ -1,0 +1,74 @@
+"""The Policy protocol, and how a policy is found by its name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from policies.decisions import Decision, Signals
+
+BUILT_IN = {
+    "static": "policies.static:Static",
+    "threshold": "policies.threshold:Threshold",
+}
+"""Names an operator may write, and the class behind each."""
+
+
+class Policy(Protocol):
+    """Which schedule a replica should follow, as a function of its arguments.
+
+    No clock, no input or output, no randomness but a seed in the state. `needs` names the signals
+    (fields of `Signals`) without which the guard holds the last schedule instead of asking.
+    """
+
+    needs: tuple[str, ...]
+
+    def decide(self, signals: Signals, state: Any, now: float) -> tuple[Decision, Any]:
+        """The decision for one replica at `now` seconds.
+
+        `state` is what this method returned for the same replica last time, None at first; treat it
+        as a value, since the caller may keep older ones. Any signal may be missing. Leave the
+        schedule's epoch, version and time to live alone: the controller stamps them.
+        """
+        ...
+
+
+class PolicyNotFound(ValueError):
+    """No policy has that name; the message lists those that exist."""
+
+
+def load_policy(name: str, options: Mapping[str, Any] | None = None) -> Policy:
+    """Makes the policy that `name` stands for: a built-in name, or `package.module:Class`.
+
+    Raises:
+        PolicyNotFound: the name stands for nothing; the message lists the built-in names.
+        ValueError: the class does not take these options, or is not a policy.
+    """
+    factory = _find(name)
+    try:
+        policy = factory(**(options or {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"policy {name!r} does not take these options: {error}") from error
+    if not callable(getattr(policy, "decide", None)) or not hasattr(policy, "needs"):
+        raise ValueError(
+            f"policy {name!r} is no policy: it needs a method decide(signals, state, now) and an "
+            "attribute needs, a tuple of signal names (empty: none)"
+        )
+    checked: Policy = policy
+    return checked
+
+
+def _find(name: str) -> Any:
+    module_name, _, class_name = BUILT_IN.get(name, name).partition(":")
+    if class_name:
+        try:
+            return getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise PolicyNotFound(_unknown(name, f" ({error})")) from error
+    raise PolicyNotFound(_unknown(name))
+
+
+def _unknown(name: str, detail: str = "") -> str:
+    names = ", ".join(sorted(BUILT_IN))
+    return f"policy {name!r} is unknown{detail}; use {names}, or your own as package.module:Class"
