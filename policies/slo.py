@@ -47,13 +47,13 @@ def move(
     stale_after_s: float,
     now: float,
 ) -> tuple[Cap, Reason | None]:
-    """The cap at `now` while `plan` is in use; the reason is None where it stays."""
-    if targets.ttft_s is None and targets.tpot_s is None:
+    """The cap at `now` while `plan` is in use (None: nothing yet); the reason is None where it stays."""
+    if plan is None or (targets.ttft_s is None and targets.tpot_s is None):
         return cap, None
     waited_s = now - cap.changed_at
     missed = _missed(signals, plan, targets, stale_after_s)
     if missed is not None:
-        rung = _rung_below(min(cap.block_length, plan.block_length if plan else NO_CAP))
+        rung = _rung_below(min(cap.block_length, plan.block_length))
         if waited_s >= TIGHTEN_S and rung < cap.block_length:
             return Cap(rung, now), missed
         return cap, None
@@ -63,15 +63,13 @@ def move(
     return cap, None
 
 
-def _missed(
-    signals: Signals, plan: Plan | None, targets: Targets, stale_after_s: float
-) -> Reason | None:
+def _missed(signals: Signals, plan: Plan, targets: Targets, stale_after_s: float) -> Reason | None:
     is_queueing = (signals.waiting.within(stale_after_s) or 0.0) >= QUEUE
     if is_queueing and _exceeds(signals.ttft_p95_s.within(stale_after_s), targets.ttft_s):
         return Reason.SLO_TTFT
     if not _exceeds(signals.tpot_p95_s.within(stale_after_s), targets.tpot_s):
         return None
-    used = signals.plans.get(plan) if plan is not None else None
+    used = signals.plans.get(plan)
     gain = used.tokens_per_forward.within(stale_after_s) if used is not None else None
     return Reason.SLO_TPOT if is_queueing or (gain is not None and gain <= 1.0) else None
 
