@@ -1,7 +1,8 @@
 """The replica-local rule: schedule and decoding count in, plan out. Pure; called at every step.
 
-The controller is slow and sees the fleet; the governor is fast and sees one batch. It owns no clock:
-time is an argument. Seconds may come from any monotonic source, as long as it is always the same one.
+The controller is slow and sees the fleet; the governor is fast and sees one batch. It owns no
+clock: time is an argument. Seconds may come from any monotonic source, as long as it is always the
+same one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from policies.vocabulary import SAFE_PLAN, Plan, Schedule
+from policies.vocabulary import SAFE_PLAN, Band, Plan, Schedule
 
 
 class PickReason(StrEnum):
@@ -32,11 +33,16 @@ class Governor:
     received_at: float = 0.0
     plan: Plan = field(init=False)
     reason: PickReason = field(init=False, default=PickReason.BAND)
-    switches: int = field(init=False, default=0)
+    switched: dict[tuple[Plan, Plan, PickReason], int] = field(init=False, default_factory=dict)
+    """Changes so far, by plan before, plan after and reason."""
     _changed_at: float = field(init=False, default=float("-inf"))
 
     def __post_init__(self) -> None:
         self.plan = self.schedule.bands[0].plan
+
+    @property
+    def switches(self) -> int:
+        return sum(self.switched.values())
 
     def receive(self, schedule: Schedule, now: float) -> bool:
         """Takes a schedule unless it is older than the one in force; says whether it was taken.
@@ -62,23 +68,20 @@ class Governor:
     def _target(self, decoding: int, now: float) -> tuple[Plan, PickReason]:
         if now - self.received_at > self.schedule.ttl_s:
             return SAFE_PLAN, PickReason.EXPIRED
-        bands = self.schedule.bands
-        wanted = next(b for b in bands if b.up_to is None or decoding <= b.up_to)
-        current = next((b for b in bands if b.plan == self.plan), None)
-        going_down = current is not None and bands.index(wanted) < bands.index(current)
-        if going_down and wanted.up_to is not None:
-            if decoding > wanted.up_to - self.schedule.hysteresis:
-                return self._lowest_clear_band(decoding), PickReason.HYSTERESIS
-        return wanted.plan, PickReason.BAND
+        # Going up needs only the load; going down stops at the band that would still hold with
+        # `hysteresis` more sequences. A plan may stand in several bands, so positions are not kept.
+        plans = self.schedule.plans
+        wanted = self._band_at(decoding)
+        clear = self._band_at(decoding + self.schedule.hysteresis)
+        if self.plan in plans[wanted : clear + 1]:
+            target = self.plan
+        else:
+            target = plans[clear] if self.plan in plans[clear + 1 :] else plans[wanted]
+        return target, PickReason.BAND if target == plans[wanted] else PickReason.HYSTERESIS
 
-    def _lowest_clear_band(self, decoding: int) -> Plan:
-        """The lowest band whose bound is undercut by the full hysteresis, never above the current."""
-        for band in self.schedule.bands:
-            if band.up_to is None or decoding <= band.up_to - self.schedule.hysteresis:
-                return band.plan
-            if band.plan == self.plan:
-                return self.plan
-        return self.plan
+    def _band_at(self, decoding: int) -> int:
+        bands = self.schedule.bands
+        return next(i for i, b in enumerate(bands) if b.up_to is None or decoding <= b.up_to)
 
     def _dwelling(self, now: float) -> bool:
         # A plan that the schedule no longer names is left at once: dwell protects against flapping
@@ -86,6 +89,8 @@ class Governor:
         return self.plan in self.schedule.plans and now - self._changed_at < self.schedule.dwell_s
 
     def _change(self, plan: Plan, now: float) -> None:
+        change = (self.plan, plan, self.reason)
+        # A new mapping, so that a report taken on another thread never sees one that changes.
+        self.switched = {**self.switched, change: self.switched.get(change, 0) + 1}
         self.plan = plan
-        self.switches += 1
         self._changed_at = now
