@@ -11,7 +11,6 @@ from replicas.torch_engine.kv_cache import KVPool
 from replicas.torch_engine.model import Batch, Segment
 from replicas.torch_engine.sequence import Sequence
 
-
 Wanted = Literal["all", "last", "none"]
 
 
@@ -114,7 +113,7 @@ class Packer:
             if which != "none":
                 first = offset if which == "all" else offset + count - 1
                 picks.extend(range(first, offset + count))
-        return torch.tensor(picks, device=self.device)
+        return torch.tensor(picks, dtype=torch.int64, device=self.device)
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -80,11 +80,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The fast tokenizer in `path`, with its chat template."""
     if not (path / "tokenizer.json").is_file():
-        raise CheckpointError(f"{path / 'tokenizer.json'}: no such file; a fast tokenizer is needed")
+        raise CheckpointError(
+            f"{path / 'tokenizer.json'}: no such file; a fast tokenizer is needed"
+        )
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # the library raises many kinds, bare Exception among them
-        raise CheckpointError(f"{path / 'tokenizer.json'}: not a fast tokenizer: {error}") from error
+        raise CheckpointError(
+            f"{path / 'tokenizer.json'}: not a fast tokenizer: {error}"
+        ) from error
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -163,7 +167,9 @@ def _check(
             )
     if extra := sorted(tensors.keys() - shapes.keys()):
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise CheckpointError(f"{path}: unexpected tensor {extra[0]}{more}; is config.json its own?")
+        raise CheckpointError(
+            f"{path}: unexpected tensor {extra[0]}{more}; is config.json its own?"
+        )
 
 
 def _read_adapter(folder: Path, config: ModelConfig) -> dict[str, torch.Tensor]:

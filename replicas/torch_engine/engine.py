@@ -32,6 +32,7 @@ from replicas.engine import (
 from replicas.governor import Governor
 from replicas.torch_engine.batch import Packer, Rows
 from replicas.torch_engine.counters import Tallies
+from replicas.torch_engine.cuda_graphs import Capture, GraphedForward
 from replicas.torch_engine.detokenizer import TextStream
 from replicas.torch_engine.kv_cache import SCRATCH_TOKENS, KVPool
 from replicas.torch_engine.model import Batch, Model
@@ -72,8 +73,8 @@ Forward = Callable[[Batch, list[torch.Tensor]], torch.Tensor]
 class TorchEngine:
     """Continuous batching over one model; see the module text for what a step does.
 
-    `forward` stands in for `model.forward` where a wrapper (CUDA graphs) is used. `tokenizer` may be
-    None: then deltas carry no text and stop strings are refused.
+    `tokenizer` may be None: then deltas carry no text and stop strings are refused. `capture` turns
+    on graph capture of decode steps; `forward` replaces `model.forward` altogether.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class TorchEngine:
         *,
         schedule: Schedule | None = None,
         forward: Forward | None = None,
+        capture: Capture | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         config = model.config
@@ -95,6 +97,7 @@ class TorchEngine:
             max_context=limits.max_context_tokens,
             dtype=model.dtype,
             device=model.device,
+            spare_row=capture is not None,
         )
         self.scheduler = Scheduler(
             self.pool,
@@ -103,7 +106,8 @@ class TorchEngine:
         )
         groups = config.num_heads // config.num_kv_heads
         self._packer = Packer(self.pool, groups, model.dtype, model.device)
-        self._forward = forward or model.forward
+        graphed = GraphedForward(model, self.pool, capture=capture) if capture else None
+        self._forward = forward or graphed or model.forward
         self._clock = clock
         self.governor = Governor(schedule or Schedule.pinned(SAFE_PLAN), received_at=clock())
         self.tallies = Tallies()

@@ -1,9 +1,10 @@
 """The KV pool: a fixed number of tokens, cut into equal rows, one row per running sequence.
 
-Attention reads the pool in place: with sequences in rows 0 .. n-1 the keys of a batch are one strided
-view, so no step copies them. The price of equal rows is that the longest sequence sets their length;
-the pool answers by changing its cut: rows double when a sequence outgrows them (fewer, longer rows)
-and halve when shorter ones let more sequences in. Memory is bounded by `tokens` at every cut.
+Attention reads the pool in place: with sequences in rows 0 .. n-1 the keys of a batch are one
+strided view, so no step copies them. The price of equal rows is that the longest sequence sets
+their length; the pool answers by changing its cut: rows double when a sequence outgrows them
+(fewer, longer rows) and halve when shorter ones let more sequences in. Memory is bounded by
+`tokens` at every cut.
 
 Invariant: positions [0, length) of a row hold causal K/V; whatever lies behind is scratch.
 """
@@ -21,7 +22,8 @@ SCRATCH_TOKENS = 32
 class KVPool:
     """One [tokens, kv_width] tensor per layer and the current row length.
 
-    `max_context` is the longest sequence in tokens; the pool holds at least one row of it.
+    `max_context` is the longest sequence in tokens; the pool holds at least one row of it. With
+    `spare_row`, slots from `tokens` on belong to no sequence: padding may write there.
     """
 
     def __init__(
@@ -33,14 +35,15 @@ class KVPool:
         max_context: int,
         dtype: torch.dtype,
         device: torch.device,
+        spare_row: bool = False,
     ) -> None:
         longest = -(-(max_context + SCRATCH_TOKENS) // 64) * 64
         self.tokens = max(tokens // longest, 1) * longest
         self.row_lengths = _halvings(longest)
         self.row_length = self.row_lengths[0]
+        stored = self.tokens + (longest if spare_row else 0)
         self.layers = [
-            torch.zeros(self.tokens, kv_width, dtype=dtype, device=device)
-            for _ in range(num_layers)
+            torch.zeros(stored, kv_width, dtype=dtype, device=device) for _ in range(num_layers)
         ]
 
     def rows_at(self, row_length: int) -> int:
@@ -66,7 +69,7 @@ class KVPool:
 
 
 def _halvings(longest: int) -> tuple[int, ...]:
-    """Row lengths, ascending, that all divide `longest`; the shortest still holds a widest block."""
+    """Row lengths, ascending, that divide `longest`; the shortest still holds a widest block."""
     lengths = [longest]
     while lengths[0] % 2 == 0 and lengths[0] // 2 >= 2 * SCRATCH_TOKENS:
         lengths.insert(0, lengths[0] // 2)

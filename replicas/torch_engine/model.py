@@ -4,7 +4,8 @@ What it knows: weights, rotary tables, attention over the KV pool. What it does 
 requests, sampling. A `Batch` packs the tokens of all rows into one [N] sequence, so that every
 matrix product runs once whatever the mix of plans; only attention runs per `Segment` (rows of equal
 width). Every forward writes its K/V into the pool behind the committed length; those of a draft or
-denoising pass are overwritten by the causal pass that follows, so what is committed is always causal.
+denoising pass are overwritten by the causal pass that follows, so what is committed is always
+causal.
 """
 
 from __future__ import annotations
@@ -197,8 +198,9 @@ class Model:
 def _in_out(weight: torch.Tensor) -> torch.Tensor:
     """[out, in] as stored -> [in, out] as used.
 
-    On a CPU the transpose is materialised: a one-row product then streams the matrix in order, which
-    takes a quarter of the time. CUDA's libraries prefer the stored order, so there it stays a view.
+    On a CPU the transpose is materialised: a one-row product then streams the matrix in order,
+    which takes a quarter of the time. CUDA's libraries prefer the stored order, so there it stays a
+    view.
     """
     return weight.t().contiguous() if weight.device.type == "cpu" else weight.t()
 

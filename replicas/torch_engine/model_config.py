@@ -35,7 +35,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shapes and special tokens of one checkpoint. `head_dim` never follows from the other sizes."""
+    """Shapes and special tokens of one checkpoint. `head_dim` does not follow from other sizes."""
 
     vocab_size: int
     hidden_size: int
@@ -61,9 +61,7 @@ class ModelConfig:
         """Of the decoder, embedding and head included."""
         attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        return (
-            self.num_layers * layer + 2 * self.vocab_size * self.hidden_size + self.hidden_size
-        )
+        return self.num_layers * layer + 2 * self.vocab_size * self.hidden_size + self.hidden_size
 
 
 _REFUSED_UNLESS: Mapping[str, tuple[Any, ...]] = {

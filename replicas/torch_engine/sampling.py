@@ -2,8 +2,8 @@
 
 The uniform number that chooses token t of a sequence depends on the sequence's seed and on t alone.
 So a sampled sequence comes out the same in any batch, after preemption, and under any exact plan:
-self-speculation verifies with the very number AR would have used, and drafts with it too, which makes
-draft and verification agree as often as their distributions overlap in rank order.
+self-speculation verifies with the very number AR would have used, and drafts with it too, which
+makes draft and verification agree as often as their distributions overlap in rank order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def uniform(seed: int, position: int) -> float:
 
 @dataclass(slots=True)
 class Choice:
-    """How to choose one token per row of logits; all tensors [N], None fields mean no row needs it."""
+    """How to choose one token per row of logits; tensors are [N], None where no row needs it."""
 
     temperature: torch.Tensor
     noise: torch.Tensor
@@ -77,7 +77,7 @@ def choose(logits: torch.Tensor, choice: Choice | None) -> torch.Tensor:
 
 
 def _nucleus(probs: torch.Tensor, choice: Choice) -> torch.Tensor:
-    """[N, vocab] bool over descending probabilities: top-k first, then the top-p of what is left."""
+    """[N, vocab] bool over descending probabilities: top-k, then the top-p of what is left."""
     kept = torch.ones_like(probs, dtype=torch.bool)
     if choice.top_k is not None:
         rank = torch.arange(probs.shape[1], device=probs.device)

@@ -50,7 +50,7 @@ class Sequence:
 
     @property
     def prefill_target(self) -> int:
-        """Tokens to cache before decoding. After preemption the seed is known and stays uncached."""
+        """Tokens to cache before decoding; after preemption the seed is known, and stays out."""
         return len(self.tokens) - (1 if self.generated else 0)
 
     @property

@@ -1,8 +1,8 @@
 """Block diffusion: unmask a block by confidence over several forwards, then commit it causally.
 
-Each row is on its own: in one forward some rows denoise (bidirectional) and others, whose blocks have
-no mask left, commit (causal). A denoising pass fixes the most confident masked position and every one
-above the threshold, so a block takes at most L - 1 passes; fixed tokens never change.
+Each row is on its own: in one forward some rows denoise (bidirectional) and others, whose blocks
+have no mask left, commit (causal). A denoising pass fixes the most confident masked position and
+every one above the threshold, so a block takes at most L - 1 passes; fixed tokens never change.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Diffusion(DecodeMode):
         result = RoundResult(tokens=[], cached=[])
         for i, sequence in enumerate(self.group.sequences):
             if self._committing[i]:
-                assert sequence.block is not None and seeds is not None
+                assert sequence.block is not None
+                assert seeds is not None
                 self._close(result, sequence, [*sequence.block[1:], seeds[i]], self.length)
             else:
                 assert denoised is not None
@@ -67,7 +68,7 @@ class Diffusion(DecodeMode):
     def _next_seeds(self, logits: torch.Tensor) -> list[int]:
         """Causal choice of the token after each block; meaningful for committing rows only."""
         choice = self._choice(shift=self.length, width=1)
-        return choose(logits[:, -1], choice).tolist()  # type: ignore[no-any-return]
+        return choose(logits[:, -1], choice).tolist()
 
     def _advance(self, result: RoundResult, sequence: Sequence, block: list[int]) -> None:
         result.denoising_steps += 1

@@ -1,8 +1,9 @@
 """Self-speculation: draft a block by diffusion in one forward, verify it causally in the next.
 
-The causal forward over [seed, drafts] yields at position i the token that AR would put after it. The
-longest prefix of drafts that agrees is accepted, and the first disagreeing verification is a token
-too (the bonus): 1 to L tokens for two forwards, every one of them AR's. The bonus is the next seed.
+The causal forward over [seed, drafts] yields at position i the token that AR would put after it.
+The longest prefix of drafts that agrees is accepted, and the first disagreeing verification is a
+token too (the bonus): 1 to L tokens for two forwards, every one of them AR's. The bonus is the next
+seed.
 """
 
 from __future__ import annotations
