@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from policies.vocabulary import SAFE_PLAN, Band, Plan, Schedule
+from policies.vocabulary import SAFE_PLAN, Plan, Schedule
 
 
 class PickReason(StrEnum):
