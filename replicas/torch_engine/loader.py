@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from policies.vocabulary import Schedule
 from replicas.torch_engine.checkpoint import Checkpoint, load_checkpoint, resolve
@@ -117,3 +118,14 @@ def open_engine(
     return ThreadedEngine(lambda: build_engine(checkpoint, options, schedule), description), (
         checkpoint
     )
+
+
+def prompt_token_ids(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, *, raw: bool = False
+) -> tuple[int, ...]:
+    """A user's prompt as the model expects it: in the chat template, or `raw` as plain text."""
+    if raw or not tokenizer.chat_template:
+        return tuple(tokenizer.encode(prompt))
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tuple(tokenizer.encode(text, add_special_tokens=False))

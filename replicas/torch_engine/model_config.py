@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from replicas.engine import EngineError
 
-class CheckpointError(Exception):
+
+class CheckpointError(EngineError):
     """A checkpoint that cannot be used as it is; the message names the file, value and remedy."""
 
 

@@ -1,0 +1,43 @@
+"""The `trimode` command. Each sub-command is one function in a module of its own."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from orchestrator.cli_generate import generate
+from replicas.engine import EngineError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def app() -> None:
+    """Serve and run a tri-mode language model."""
+
+
+app.add_command(generate)
+
+
+def main() -> None:
+    """Runs the command line: bad input is one line on stderr and exit status 2."""
+    try:
+        status = app(standalone_mode=False, prog_name="trimode")
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (EngineError, ValueError, OSError) as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    sys.exit(status or 0)
+
+
+def _fail(message: str) -> None:
+    print("trimode:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
