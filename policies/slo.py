@@ -47,7 +47,7 @@ def move(
     stale_after_s: float,
     now: float,
 ) -> tuple[Cap, Reason | None]:
-    """The cap at `now` while `plan` is in use (None: nothing yet); the reason is None where it stays."""
+    """The cap at `now` with `plan` in use (None: none yet); the reason is None where it stays."""
     if plan is None or (targets.ttft_s is None and targets.tpot_s is None):
         return cap, None
     waited_s = now - cap.changed_at
