@@ -98,7 +98,8 @@ def _run(
             deltas.append(delta)
     console.print()
     seconds = time.perf_counter() - started
-    status.print(summary(plan, engine.report(), deltas, seconds), style="dim", highlight=False)
+    line = summary(plan, engine.report(), deltas, seconds)
+    status.print(line, style="dim", highlight=False, soft_wrap=True)
 
 
 def summary(plan: Plan, report: EngineReport, deltas: list[Delta], seconds: float) -> str:

@@ -1,0 +1,30 @@
+.PHONY: setup run check test format bench
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+# One environment for everything. torch 2.13.0 first, so that nothing later pulls in another build;
+# GPU users set TORCH to the build they want, or install it into the environment beforehand.
+TORCH ?= torch==2.13.0
+$(BIN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+setup: $(BIN)/.ready
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup
+	$(BIN)/pytest
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks.modes
