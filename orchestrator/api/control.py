@@ -127,13 +127,14 @@ def control_router(control: Control) -> APIRouter:
     return router
 
 
-def build_control_api(control: Control, admin_keys: Sequence[SecretStr]) -> FastAPI:
+def build_control_api(control: Control, admin_keys: Sequence[str | SecretStr]) -> FastAPI:
     """The control API as an application of its own, for a port of its own."""
     app = FastAPI(title="Trimode control", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(control_router(control))
     install_error_handlers(app)
     # The last one added sees a request first.
     app.add_middleware(BodyLimit, max_bytes=MAX_CONTROL_BODY)
-    app.add_middleware(Authentication, api_keys=admin_keys, admin_keys=admin_keys)
+    keys = [SecretStr(key) if isinstance(key, str) else key for key in admin_keys]
+    app.add_middleware(Authentication, api_keys=keys, admin_keys=keys)
     app.add_middleware(RequestId)
     return app

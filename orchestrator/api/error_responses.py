@@ -118,7 +118,7 @@ def install_error_handlers(app: FastAPI, retry_after_s: int = 1) -> None:
         assert isinstance(error, HTTPException)
         return error_response(_http_error(request, error))
 
-    for kind in (ApiError, EngineError, Exception):
+    for kind in (ApiError, EngineError):
         app.add_exception_handler(kind, any_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

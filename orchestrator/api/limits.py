@@ -23,7 +23,8 @@ class BodyLimit:
         if declared is not None:
             # More than 18 digits could not be bytes on this planet, and int() would be slow.
             if not declared.isascii() or not declared.isdigit():
-                error = ApiError(f"Content-Length {declared[:20]!r} is not a number of bytes.")
+                message = f"Content-Length {declared[:20]!r} is not a number of bytes."
+                error = ApiError(message, code="invalid_content_length")
                 return await error_response(error)(scope, receive, send)
             if len(declared) > 18 or int(declared) > self.max_bytes:
                 return await error_response(self._too_large())(scope, receive, send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
@@ -10,6 +11,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from orchestrator.errors import ApiError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -19,7 +22,14 @@ def _no_constant(name: str) -> NoReturn:
 def parse_json(body: bytes) -> Any:
     """Raises ApiError 400 with the position of the fault."""
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_constant=_no_constant)
+        if _SURROGATE.search(text):
+            # Whole pairs have become characters; a half would fail wherever text becomes bytes.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        message = "The body holds half of a surrogate pair, which is no character."
     except UnicodeDecodeError as error:
         message = f"The body is not UTF-8: byte {error.start} ({error.reason})."
     except json.JSONDecodeError as error:
