@@ -1,0 +1,167 @@
+"""What every engine promises its caller. Run: pytest tests/replicas/test_engine_contract.py"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from policies.vocabulary import AR, Mode, Plan, Schedule
+from replicas.engine import (
+    Delta,
+    Engine,
+    EngineOverloaded,
+    EngineStopped,
+    FinishReason,
+    Request,
+    RequestRejected,
+    SamplingParams,
+)
+from replicas.tiny import CHECKPOINT
+from replicas.torch_engine.engine import EngineLimits
+from replicas.torch_engine.loader import LoadOptions, open_engine, prompt_token_ids
+
+LIMITS = EngineLimits(max_context_tokens=512, max_sequences=4, kv_tokens=2048, max_waiting=2)
+SPECULATION = Plan(Mode.SELF_SPECULATION, 8)
+
+
+@asynccontextmanager
+async def running_engine(name: str) -> AsyncIterator[Engine]:
+    assert name == "torch"
+    engine, _ = open_engine(CHECKPOINT, LoadOptions(device="cpu", threads=1, limits=LIMITS))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+@pytest.fixture(params=["torch"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def prompt(text: str = "Add 27 and 45.") -> tuple[int, ...]:
+    from replicas.torch_engine.checkpoint import load_tokenizer
+
+    return prompt_token_ids(load_tokenizer(CHECKPOINT), text)
+
+
+def request(request_id: str, max_tokens: int = 64, **fields: object) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=bool(fields.pop("endless", False)))
+    return Request(request_id, prompt(), sampling, **fields)  # type: ignore[arg-type]
+
+
+async def collect(engine: Engine, one: Request) -> list[Delta]:
+    return [delta async for delta in engine.generate(one)]
+
+
+def tokens(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def test_deltas_join_to_the_answer_and_the_last_one_says_why_it_ended(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            deltas = await collect(engine, request("a"))
+            assert [d.finish_reason for d in deltas[:-1]] == [None] * (len(deltas) - 1)
+            assert deltas[-1].finish_reason is FinishReason.STOP
+            assert "".join(d.text for d in deltas).strip()
+            assert deltas[0].plan is None
+
+    asyncio.run(scenario())
+
+
+def test_a_schedule_changes_the_plan_at_the_next_step_and_no_exact_token(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            # Long enough that the switch surely falls into it, however slow this event loop is.
+            plain = await collect(engine, request("a", max_tokens=400, endless=True, plan=AR))
+            stream = engine.generate(request("b", max_tokens=400, endless=True))
+            switched = [await anext(stream), await anext(stream)]
+            engine.set_schedule(Schedule.pinned(SPECULATION, version=1))
+            switched += [delta async for delta in stream]
+            assert tokens(switched) == tokens(plain)
+            assert {d.plan for d in switched} == {None, AR, SPECULATION}
+            assert engine.report().plan == SPECULATION
+
+    asyncio.run(scenario())
+
+
+def test_an_older_schedule_is_ignored(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            engine.set_schedule(Schedule.pinned(SPECULATION, epoch=2, version=1))
+            engine.set_schedule(Schedule.pinned(AR, epoch=1, version=9))
+            deltas = await collect(engine, request("a"))
+            assert {d.plan for d in deltas[1:]} == {SPECULATION}
+
+    asyncio.run(scenario())
+
+
+def test_closing_the_stream_frees_the_sequence(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            stream = engine.generate(request("a", max_tokens=400, endless=True))
+            await anext(stream)
+            assert engine.report().decoding == 1
+            await stream.aclose()  # type: ignore[attr-defined]
+            await collect(engine, request("b"))  # at least one step later
+            report = engine.report()
+            assert (report.decoding, report.kv_tokens_used) == (0, 0)
+            assert report.finished["cancelled"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_served_is_rejected_before_the_first_delta(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            with pytest.raises(RequestRejected, match="512"):
+                await collect(engine, request("a", max_tokens=600))
+            assert tokens(await collect(engine, request("b")))
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_and_serves_the_rest(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            many = [collect(engine, request(str(i), endless=True)) for i in range(40)]
+            outcomes = await asyncio.gather(*many, return_exceptions=True)
+            refused = [o for o in outcomes if isinstance(o, EngineOverloaded)]
+            served = [o for o in outcomes if isinstance(o, list)]
+            assert len(refused) + len(served) == 40
+            assert refused
+            assert all(len(tokens(deltas)) == 64 for deltas in served)
+
+    asyncio.run(scenario())
+
+
+def test_stopping_ends_running_streams_with_an_error(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            stream = engine.generate(request("a", max_tokens=400, endless=True))
+            await anext(stream)
+            await engine.stop()
+            with pytest.raises(EngineStopped):
+                async for _ in stream:
+                    pass
+            with pytest.raises(EngineStopped):
+                engine.check_health()
+
+    asyncio.run(scenario())
+
+
+def test_concurrent_streams_equal_each_alone(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            alone = tokens(await collect(engine, request("a", plan=AR)))
+            together = await asyncio.gather(
+                *(collect(engine, request(str(i), plan=p)) for i, p in enumerate((AR, SPECULATION)))
+            )
+            assert [tokens(deltas) for deltas in together] == [alone, alone]
+
+    asyncio.run(scenario())
