@@ -1,6 +1,7 @@
 """The replica-local rule. Run with: pytest tests/replicas/test_governor.py"""
 
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +53,7 @@ def test_at_most_one_change_per_dwell_within_a_schedule(schedule, steps):
         if plan != before:
             changes.append(now)
     assert governor.switches == len(changes)
-    assert all(b - a >= schedule.dwell_s for a, b in zip(changes, changes[1:], strict=False))
+    assert all(b - a >= schedule.dwell_s for a, b in pairwise(changes))
 
 
 @settings(deadline=None)
