@@ -60,7 +60,8 @@ class Tallies:
         }
 
     def __getitem__(self, plan: Plan) -> PlanTally:
-        return self._plans[replace(plan, threshold=DEFAULT_THRESHOLD)]
+        known = self._plans.get(plan)
+        return known or self._plans[replace(plan, threshold=DEFAULT_THRESHOLD)]
 
     def freeze(self) -> dict[Plan, PlanCounters]:
         return {plan: tally.freeze() for plan, tally in self._plans.items()}
