@@ -1,6 +1,8 @@
 """What can go wrong between a client and an engine.
 
 ApiError    an answer to a client: HTTP status and OpenAI's error object
+
+What an engine raises is in `replicas.engine`; `orchestrator.api.error_responses` maps it to these.
 """
 
 from __future__ import annotations

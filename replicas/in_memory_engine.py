@@ -28,6 +28,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from itertools import count, cycle, islice
 from typing import Any
 
@@ -201,11 +202,8 @@ class InMemoryEngine:
             self._slots.release()
 
     def describe(self) -> Mapping[str, Any]:
-        return {
-            "engine": "in_memory",
-            "max_model_len": self._max_model_len,
-            "max_running": self._max_running,
-        }
+        limits = {"max_model_len": self._max_model_len, "max_running": self._max_running}
+        return {"engine": "in_memory", **limits}
 
     def _admit(self, request: Request) -> None:
         length = len(request.prompt_token_ids) + request.sampling.max_tokens
@@ -287,13 +285,8 @@ class InMemoryEngine:
         self._totals["generated_tokens"] += tokens
         if plan is not None:
             old = self._plans.get(plan, PlanCounters())
-            self._plans[plan] = PlanCounters(
-                steps=old.steps + 1,
-                forwards=old.forwards + 1,
-                sequence_steps=old.sequence_steps + 1,
-                rounds=old.rounds + 1,
-                committed=old.committed + tokens,
-            )
+            one = {name: getattr(old, name) + 1 for name in ("steps", "forwards", "sequence_steps")}
+            self._plans[plan] = replace(old, committed=old.committed + tokens, **one)
 
     async def _or_stopped(self, work: Awaitable[Any]) -> None:
         """Waits for the work; raises EngineStopped when the engine stops first."""

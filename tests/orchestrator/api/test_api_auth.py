@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import openai
 import pytest
+import schemathesis
+from hypothesis import given, settings
+from schemathesis.specs.openapi.checks import status_code_conformance
 
 from orchestrator.api import UnknownReplicaError, build_control_api
 from policies.vocabulary import Plan
@@ -185,3 +188,20 @@ async def test_a_bad_query_is_refused_by_name(admin):
     response = await admin.get("/control/v1/decisions?limit=0")
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "limit"
+
+
+def test_schemathesis_finds_no_server_error_in_the_control_api(make_app):
+    app = make_app(admin_keys=["a1"], control=FakeControl())
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app).include(path_regex="^/control/")
+    for result in schema.get_all_operations():
+        call = settings(max_examples=20, deadline=None, derandomize=True, database=None)(
+            given(case=result.ok().as_strategy())(_answers_without_a_server_error)
+        )
+        call()
+
+
+def _answers_without_a_server_error(case):
+    case.call_and_validate(
+        headers=bearer("a1"),
+        checks=[schemathesis.checks.not_a_server_error, status_code_conformance],
+    )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import openai
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from orchestrator.api import ApiSettings, build_api
 from policies.vocabulary import Plan, Quality, Schedule
-from replicas.in_memory_engine import echo, failing_after, saying
+from replicas.in_memory_engine import InMemoryEngine, echo, failing_after, saying
 
 pytestmark = pytest.mark.anyio
 
@@ -297,6 +300,17 @@ async def test_min_tokens_is_honoured_where_nothing_can_end_the_text_early(clien
     body = {"prompt": "ab", "max_tokens": 5, "min_tokens": 5, "ignore_eos": True}
     response = await client.post("/v1/completions", json=body)
     assert response.json()["usage"]["completion_tokens"] == 5
+
+
+async def test_the_demo_model_s_tokenizer_and_template_serve(make_engine, client_of):
+    folder = Path(__file__).parents[3] / "replicas" / "tiny" / "checkpoint"
+    demo = PreTrainedTokenizerFast.from_pretrained(folder)
+    engine = InMemoryEngine(lambda ids: demo.decode(list(ids), skip_special_tokens=True))
+    async with client_of(build_api(engine, demo, ApiSettings(model_name="demo"))) as client:
+        response = await client.post("/v1/chat/completions", json={"messages": USER})
+        assert response.status_code == 200, response.text
+    prompt = demo.decode(list(engine.requests[0].prompt_token_ids))
+    assert prompt == "<|user|>hello<|assistant|>"
 
 
 async def test_content_parts_and_the_developer_role_reach_the_template(
