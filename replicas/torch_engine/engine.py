@@ -47,7 +47,7 @@ class EngineLimits:
     """What one engine takes on.
 
     `max_context_tokens` bounds prompt plus output of one request, `max_sequences` how many decode
-    together, `kv_tokens` the KV pool, `max_step_tokens` the positions of one step (prefill is cut
+    together, `kv_tokens` the KV pool (the loader resolves 0: what fits), `max_step_tokens` the positions of one step (prefill is cut
     into chunks to fit), `max_waiting` the queue.
     """
 

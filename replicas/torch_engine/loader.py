@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from policies.vocabulary import Schedule
 from replicas.torch_engine.checkpoint import Checkpoint, load_checkpoint, resolve
 from replicas.torch_engine.cuda_graphs import capture_cuda_graph
 from replicas.torch_engine.engine import EngineLimits, TorchEngine, positions_needed
+from replicas.torch_engine.kv_cache import SCRATCH_TOKENS
 from replicas.torch_engine.model import Model
 from replicas.torch_engine.model_config import CheckpointError
 from replicas.torch_engine.threaded import ThreadedEngine
 
 _log = logging.getLogger(__name__)
 
+_KV_SHARE_OF_FREE_MEMORY = 0.85  # the rest is for activations, logits and graph captures
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -63,6 +65,20 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
+def _fitting_kv_tokens(model: Model, limits: EngineLimits) -> int:
+    """On CUDA most of the memory that the weights left; elsewhere all sequences at full context.
+
+    The CUDA side has not been run.
+    """
+    wanted = limits.max_sequences * (limits.max_context_tokens + SCRATCH_TOKENS)
+    if model.device.type != "cuda":
+        return wanted
+    free_bytes, _ = torch.cuda.mem_get_info(model.device)
+    config = model.config
+    token_bytes = config.num_layers * config.kv_width * model.dtype.itemsize
+    return min(wanted, int(free_bytes * _KV_SHARE_OF_FREE_MEMORY) // token_bytes)
+
+
 def build_engine(
     checkpoint: Checkpoint, options: LoadOptions, schedule: Schedule | None = None
 ) -> TorchEngine:
@@ -91,6 +107,8 @@ def build_engine(
     )
     backend = checkpoint.tokenizer.backend_tokenizer
     assert isinstance(backend, Tokenizer)
+    if limits.kv_tokens == 0:
+        limits = replace(limits, kv_tokens=_fitting_kv_tokens(model, limits))
     capture = capture_cuda_graph if device.type == "cuda" and options.cuda_graphs else None
     engine = TorchEngine(model, backend, limits, schedule=schedule, capture=capture)
     _log.info("model %s ready on %s in %s", checkpoint.path.name, device, dtype)
