@@ -47,8 +47,8 @@ class EngineLimits:
     """What one engine takes on.
 
     `max_context_tokens` bounds prompt plus output of one request, `max_sequences` how many decode
-    together, `kv_tokens` the KV pool (the loader resolves 0: what fits), `max_step_tokens` the positions of one step (prefill is cut
-    into chunks to fit), `max_waiting` the queue.
+    together, `kv_tokens` the KV pool (the loader resolves 0: what fits), `max_step_tokens` the
+    positions of one step (prefill is cut into chunks to fit), `max_waiting` the queue.
     """
 
     max_context_tokens: int = 2048

@@ -14,8 +14,9 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from policies.vocabulary import Schedule
+from policies.vocabulary import Plan, Schedule
 from replicas.engine import Delta, EngineError, EngineReport, EngineStopped, Request
+from replicas.governor import PickReason
 from replicas.torch_engine.engine import TorchEngine
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,10 @@ class ThreadedEngine:
         if self._core is None:
             raise EngineStopped("the engine has not started")
         return self._core.report()
+
+    def plan_changes(self) -> Mapping[tuple[Plan, Plan, PickReason], int]:
+        """Changes of plan so far, by plan before, plan after and reason."""
+        return {} if self._core is None else self._core.governor.switched
 
     def check_health(self) -> None:
         if self._failure is not None:
