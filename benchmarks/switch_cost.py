@@ -1,0 +1,101 @@
+"""What changing the plan costs, apart from what the plans themselves cost.
+
+Three closed loops over the same requests: plan A always, plan B always, and A and B in turn, with a
+new schedule issued before every step (inside its time). They advance a few steps at a time, in
+turn, so that drift of the machine hits all three alike. Only steps without prefill count. A step of
+plan A does the same work whichever plan the step before it had, so
+
+    cost = (median A step while alternating + median B step while alternating)
+           / (median A step when fixed + median B step when fixed) - 1
+
+holds nothing but the change: issuing and reading the schedule, the governor, and caches that the
+other plan's shapes have displaced. In the fixed loops the schedule is never touched.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+
+from benchmarks.closed_loop import ClosedLoop, limits_for, pin
+from benchmarks.workload import Workload
+from policies.vocabulary import Plan
+from replicas.torch_engine.engine import TorchEngine
+from replicas.torch_engine.model import Model
+
+_SLICE = 16
+"""Steps a loop advances before the next one does; even, so that A and B alternate fully."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchCost:
+    """Median step times in seconds; `cost` is a share (0.02 is 2 %)."""
+
+    first: Plan
+    second: Plan
+    concurrency: int
+    fixed: tuple[float, float]
+    alternating: tuple[float, float]
+    steps: int
+
+    @property
+    def cost(self) -> float:
+        return sum(self.alternating) / sum(self.fixed) - 1
+
+
+@dataclass(slots=True)
+class _Alternation:
+    """Issues a new schedule before every step: the two plans in turn."""
+
+    engine: TorchEngine
+    plans: tuple[Plan, Plan]
+    count: int = 0
+
+    def __call__(self) -> None:
+        pin(self.engine, self.plans[self.count % 2])
+        self.count += 1
+
+
+@dataclass(slots=True)
+class _Samples:
+    fixed: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    alternating: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+
+
+def switch_cost(
+    model: Model, workload: Workload, plans: tuple[Plan, Plan], concurrency: int, steps: int
+) -> SwitchCost:
+    """About `steps` steps of each loop, after one slice each that is not counted."""
+    engines = [TorchEngine(model, None, limits_for([concurrency])) for _ in range(3)]
+    pin(engines[0], plans[0])
+    pin(engines[1], plans[1])
+    alternation = _Alternation(engines[2], plans)
+    hooks = (None, None, alternation)
+    loops = [ClosedLoop(e, workload, concurrency, h) for e, h in zip(engines, hooks, strict=True)]
+    samples = _Samples()
+    for turn in range(-1, max(steps // _SLICE, 1)):
+        for which in range(3):
+            loop = (which + turn) % 3
+            _advance(loops[loop], loop, alternation, samples if turn >= 0 else _Samples())
+    return SwitchCost(
+        first=plans[0],
+        second=plans[1],
+        concurrency=concurrency,
+        fixed=_medians(samples.fixed),
+        alternating=_medians(samples.alternating),
+        steps=sum(map(len, samples.alternating)),
+    )
+
+
+def _advance(loop: ClosedLoop, which: int, alternation: _Alternation, samples: _Samples) -> None:
+    for _ in range(_SLICE):
+        plan = alternation.count % 2
+        taken = loop.steps(1).decode_steps
+        if which == 2:
+            samples.alternating[plan].extend(taken)
+        else:
+            samples.fixed[which].extend(taken)
+
+
+def _medians(samples: tuple[list[float], list[float]]) -> tuple[float, float]:
+    return (statistics.median(samples[0]), statistics.median(samples[1]))
