@@ -2,8 +2,8 @@
 
 The uniform number that chooses token t of a sequence depends on the sequence's seed and on t alone.
 So a sampled sequence comes out the same in any batch, after preemption, and under any exact plan:
-self-speculation verifies with the very number AR would have used, and drafts with it too, which
-makes draft and verification agree as often as their distributions overlap in rank order.
+self-speculation verifies with the very number AR would have used, and drafts with it too, so draft
+and verification agree more often than independent draws would.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from replicas.torch_engine.sequence import Sequence
 
 _MASK64 = (1 << 64) - 1
+_COLDEST = 1e-5  # below this, float32 division overflows where the result is greedy anyway
+_NO_LIMIT = 1 << 31  # a top_k beyond any vocabulary
 
 
 def uniform(seed: int, position: int) -> float:
@@ -55,7 +57,11 @@ def choice_for(
         temperature=spread([p.temperature for p in params]),
         noise=torch.tensor(noise, dtype=torch.float64, device=device),
         top_p=spread([p.top_p for p in params]) if any(p.top_p < 1 for p in params) else None,
-        top_k=spread([p.top_k for p in params]) if any(p.top_k for p in params) else None,
+        top_k=(
+            spread([min(p.top_k, _NO_LIMIT) for p in params])
+            if any(p.top_k for p in params)
+            else None
+        ),
     )
 
 
@@ -65,15 +71,15 @@ def choose(logits: torch.Tensor, choice: Choice | None) -> torch.Tensor:
     if choice is None:
         return greedy
     hot = choice.temperature > 0
-    temperature = torch.where(hot, choice.temperature, 1.0)
+    temperature = torch.where(hot, choice.temperature, 1.0).clamp(min=_COLDEST)
     probs = torch.softmax(logits.float() / temperature[:, None], dim=-1)
-    if choice.top_p is None and choice.top_k is None:
-        sampled = _invert(probs, choice.noise)
-    else:
-        probs, order = probs.sort(dim=-1, descending=True, stable=True)
-        kept = probs * _nucleus(probs, choice)
-        sampled = order.gather(1, _invert(kept, choice.noise)[:, None])[:, 0]
-    return torch.where(hot, sampled, greedy)
+    if choice.top_p is not None or choice.top_k is not None:
+        descending, order = probs.sort(dim=-1, descending=True, stable=True)
+        # Back in vocabulary order: what one row's noise chooses must not depend on whether some
+        # other row of the batch is restricted.
+        kept = _nucleus(descending, choice)
+        probs = probs * torch.empty_like(kept).scatter_(1, order, kept)
+    return torch.where(hot, _invert(probs, choice.noise), greedy)
 
 
 def _nucleus(probs: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -86,6 +92,7 @@ def _nucleus(probs: torch.Tensor, choice: Choice) -> torch.Tensor:
         left = probs * kept
         mass_before = left.cumsum(dim=-1) - left
         kept = kept & (mass_before < choice.top_p[:, None] * left.sum(dim=-1, keepdim=True))
+    kept[:, 0] = True  # however small top_p is in float32
     return kept
 
 
