@@ -14,6 +14,10 @@ $(BIN)/.ready: pyproject.toml
 
 setup: $(BIN)/.ready
 
+# Serves the demo model and asks it one question; ONCE=1 ends after the answer.
+run: setup
+	scripts/run.sh $(abspath $(BIN))
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
