@@ -185,6 +185,11 @@ def _read_adapter(folder: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
             f"{folder / 'adapter_config.json'}: target_modules "
             f"{settings.get('target_modules')!r}; supported: ['o_proj']"
         )
+    for key in ("use_dora", "alpha_pattern", "rank_pattern"):
+        if settings.get(key):
+            raise CheckpointError(
+                f"{folder / 'adapter_config.json'}: {key} is {settings[key]!r}; not supported"
+            )
     width = config.num_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {}
     for i in range(config.num_layers):

@@ -66,6 +66,11 @@ class ModelConfig:
         return self.num_layers * layer + 2 * self.vocab_size * self.hidden_size + self.hidden_size
 
 
+_ROPE_REFUSED_UNLESS: Mapping[str, tuple[Any, ...]] = {
+    "attention_factor": (None,),
+    "partial_rotary_factor": (1.0, None),
+    "truncate": (True, None),
+}
 _REFUSED_UNLESS: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -100,9 +105,7 @@ class _Reader:
         self.path, self.raw = path, raw
 
     def model_config(self) -> ModelConfig:
-        for key, allowed in _REFUSED_UNLESS.items():
-            if self.raw.get(key) not in allowed:
-                raise self._error(f"{key} is {self.raw.get(key)!r}; supported: {allowed[0]!r}")
+        self._refuse(self.raw, _REFUSED_UNLESS)
         config = ModelConfig(
             vocab_size=self._int("vocab_size"),
             hidden_size=self._int("hidden_size"),
@@ -135,6 +138,7 @@ class _Reader:
         rope = self.raw.get("rope_parameters") or self.raw.get("rope_scaling") or {}
         if not isinstance(rope, dict):
             raise self._error(f"rope_parameters must be an object, found {rope!r}")
+        self._refuse(rope, _ROPE_REFUSED_UNLESS)
         theta = rope.get("rope_theta", self.raw.get("rope_theta"))
         if theta is None:
             raise self._error("rope_theta is missing (in rope_parameters or beside it)")
@@ -155,6 +159,11 @@ class _Reader:
             mscale_all_dim=rope.get("mscale_all_dim"),
             query_scaling_beta=self._float(rope, "llama_4_scaling_beta", 0.0),
         )
+
+    def _refuse(self, raw: Mapping[str, Any], unless: Mapping[str, tuple[Any, ...]]) -> None:
+        for key, allowed in unless.items():
+            if raw.get(key) not in allowed:
+                raise self._error(f"{key} is {raw.get(key)!r}; supported: {allowed[0]!r}")
 
     def _eos(self) -> tuple[int, ...]:
         eos = self.raw.get("eos_token_id")

@@ -17,10 +17,14 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 from transformers import Ministral3Config, Ministral3ForCausalLM
 
+from replicas.engine import Request
+from replicas.torch_engine.batch import Packer, Rows
 from replicas.torch_engine.checkpoint import expected_shapes
 from replicas.torch_engine.engine import EngineLimits, TorchEngine, positions_needed
+from replicas.torch_engine.kv_cache import KVPool
 from replicas.torch_engine.model import Model
 from replicas.torch_engine.model_config import ModelConfig, RopeConfig
+from replicas.torch_engine.sequence import Sequence
 
 CPU = torch.device("cpu")
 CLEAR_GAP = 1e-4
@@ -206,6 +210,30 @@ def clear_prompts(
                 found[prompt] = output
                 break
     return found
+
+
+class Fed:
+    """One sequence of a model, fed piece by piece as the engine would."""
+
+    def __init__(self, config, weights):
+        self.model = build_model(config, weights, 288)
+        pool_shape = {"num_layers": config.num_layers, "kv_width": config.kv_width}
+        self.pool = KVPool(
+            **pool_shape, tokens=512, max_context=224, dtype=torch.float32, device=CPU
+        )
+        self.pool.row_length = self.pool.row_lengths[-1]
+        groups = config.num_heads // config.num_kv_heads
+        self.packer = Packer(self.pool, groups, torch.float32, CPU)
+        self.sequence = Sequence(Request("r", ()), 0, 0, frozenset())
+        self.sequence.row = 0
+
+    def feed(
+        self, tokens: torch.Tensor, *, causal: bool = True, keep: bool = True, draft: bool = False
+    ):
+        rows = Rows([self.sequence], tokens[None], causal)
+        logits = self.model.forward(self.packer.pack([rows], draft=draft), self.pool.layers)
+        self.sequence.cached += len(tokens) if keep else 0
+        return logits
 
 
 def word_tokenizer(vocab_size: int) -> Tokenizer:

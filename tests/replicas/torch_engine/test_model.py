@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from replicas.engine import Request
-from replicas.torch_engine.batch import Packer, Rows
-from replicas.torch_engine.kv_cache import KVPool
+from replicas.torch_engine.batch import Rows
 from replicas.torch_engine.model_config import RopeConfig
 from replicas.torch_engine.sequence import Sequence
 from tests.replicas.torch_engine.builders import (
-    CPU,
     TINY,
-    build_model,
+    Fed,
     random_weights,
     transformers_model,
 )
@@ -39,28 +37,6 @@ ROPES = {
 }
 LENGTH = 200
 """Positions run past YaRN's original 64 and over three query-scaling steps (64, 128, 192)."""
-
-
-class Fed:
-    """One sequence of a model, fed piece by piece as the engine would."""
-
-    def __init__(self, config, weights):
-        self.model = build_model(config, weights, 288)
-        pool_shape = {"num_layers": config.num_layers, "kv_width": config.kv_width}
-        self.pool = KVPool(
-            **pool_shape, tokens=512, max_context=224, dtype=torch.float32, device=CPU
-        )
-        self.pool.row_length = self.pool.row_lengths[-1]
-        groups = config.num_heads // config.num_kv_heads
-        self.packer = Packer(self.pool, groups, torch.float32, CPU)
-        self.sequence = Sequence(Request("r", ()), 0, 0, frozenset())
-        self.sequence.row = 0
-
-    def feed(self, tokens: torch.Tensor, *, causal: bool = True, keep: bool = True):
-        rows = Rows([self.sequence], tokens[None], causal)
-        logits = self.model.forward(self.packer.pack([rows]), self.pool.layers)
-        self.sequence.cached += len(tokens) if keep else 0
-        return logits
 
 
 def other_logits(config, weights, tokens, **options):
