@@ -30,7 +30,7 @@ class ControllerMetrics:
         self._decided = Tally[tuple[str, str]]({(policy, reason.value): 0 for reason in Reason})
         self._decisions: Mapping[str, Decision] = {}
         self._signals: Mapping[str, Signals] = {}
-        self._state: LoopState | None = None
+        self._state = LoopState(epoch=0)
         self._ticked_at: float | None = None
         tick = BY_NAME["tick_seconds"]
         self._tick_seconds = Histogram(
@@ -59,7 +59,7 @@ class ControllerMetrics:
 
     def collect(self) -> Iterator[Family]:
         page = Page()
-        for (policy, reason), count in self._decided.items():
+        for (policy, reason), count in list(self._decided.items()):
             page.put("decisions_total", count, policy, reason)
         errors = self._errors()
         for kind in dict.fromkeys((*ERROR_KINDS, *errors)):
@@ -67,8 +67,7 @@ class ControllerMetrics:
         page.take("tick_seconds", self._tick_seconds)
         if self._ticked_at is not None:
             page.put("last_tick_timestamp_seconds", self._ticked_at)
-        if self._state is not None:
-            self._put_state(page, self._state)
+        self._put_state(page, self._state)
         for replica, decision in self._decisions.items():
             self._put_decision(page, replica, decision)
         for replica in self._decisions:
