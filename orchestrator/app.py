@@ -1,0 +1,80 @@
+"""All wiring on one page: configuration in, Serve application out.
+
+    serve run orchestrator:app                      the demo model, or what TRIMODE_* variables say
+    serve run orchestrator:build_app model=... num_replicas=4
+
+No `from __future__ import annotations` here: Serve takes the builder's parameter type from its
+annotation, which has to be the class itself.
+"""
+
+import os
+from functools import partial
+
+from fastapi import FastAPI
+from ray.serve import Application
+
+from orchestrator.api import ApiSettings, build_api
+from orchestrator.app_config import AppConfig
+from orchestrator.control_proxy import ControlProxy
+from orchestrator.controller import ControllerDeployment
+from replicas.deployment import Replica, ReplicaDeployment, ReplicaOptions
+from replicas.tiny import CHECKPOINT
+
+SPARE_REQUESTS = 64
+"""Calls besides generation that a full replica still answers: health, metrics, control."""
+
+
+def build_app(args: AppConfig) -> Application:
+    """The application: a controller, and replicas that take HTTP requests themselves."""
+    controller = ControllerDeployment.bind(args)
+    deployment = ReplicaDeployment.options(
+        num_replicas=args.num_replicas,
+        # Full is for the engine to say: it answers 429, where Serve would let requests wait.
+        max_ongoing_requests=args.max_sequences + args.max_waiting + SPARE_REQUESTS,
+        graceful_shutdown_timeout_s=args.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.gpus},
+        logging_config={"enable_access_log": args.access_log},
+    )
+    return deployment.bind(
+        replica_options(args), partial(replica_api, args.api_settings), controller
+    )
+
+
+def replica_options(args: AppConfig) -> ReplicaOptions:
+    """What each replica runs."""
+    return ReplicaOptions(
+        model=str(CHECKPOINT) if args.is_demo else args.model,
+        served_model_name=args.model_name,
+        engine=args.engine,
+        device=args.device,
+        dtype=args.dtype,
+        threads=args.threads,
+        cuda_graphs=args.cuda_graphs,
+        max_model_len=args.max_context_tokens,
+        max_num_seqs=args.max_sequences,
+        max_num_batched_tokens=args.max_step_tokens,
+        max_waiting=args.max_waiting,
+        kv_tokens=args.kv_tokens,
+        metrics_host=args.metrics_host,
+        ttft_target_s=args.ttft_target_s,
+        tpot_target_s=args.tpot_target_s,
+    )
+
+
+def replica_api(settings: ApiSettings, replica: Replica) -> FastAPI:
+    """The HTTP surface of one replica, built in its process."""
+    return build_api(
+        replica.engine,
+        replica.tokenizer,
+        settings,
+        observer=replica.metrics.requests,
+        registry=replica.metrics.registry,
+        control=ControlProxy(replica.controller),
+        is_ready=replica.is_ready,
+    )
+
+
+app = build_app(AppConfig.from_environment(os.environ))

@@ -1,0 +1,142 @@
+"""The Serve deployment: HTTP in, token stream out, and a thread that follows the controller.
+
+The replica is the HTTP ingress itself, so a token crosses one process boundary on its way out. What
+its HTTP surface looks like is the caller's: `api` builds it once the engine is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from prometheus_client import start_http_server
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from policies.vocabulary import Schedule
+from replicas.control_link import Answer, Call, ControlLink
+from replicas.metrics import ReplicaMetrics
+
+if TYPE_CHECKING:
+    from replicas.torch_engine.threaded import ThreadedEngine
+
+POLL_TIMEOUT_S = 10.0  # for a call that the controller holds for two seconds at most
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    """What one replica runs. `kv_tokens` 0 takes what fits, `threads` 0 leaves it to torch."""
+
+    model: str
+    served_model_name: str
+    engine: str = "torch"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    cuda_graphs: bool = True
+    max_model_len: int = 2048
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_waiting: int = 1024
+    kv_tokens: int = 0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+    ttft_target_s: float | None = None
+    tpot_target_s: float | None = None
+    initial_schedule: Schedule | None = None
+
+
+class Replica:
+    """One model behind HTTP.
+
+    Args:
+        options: what to run.
+        api: builds the ASGI application over this replica's `engine`, `tokenizer`, `metrics`,
+            `controller` and `is_ready`.
+        controller: where to ask for schedules.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, options: ReplicaOptions, api: Callable[[Any], Any], controller: DeploymentHandle
+    ) -> None:
+        self.name = serve.get_replica_context().replica_tag
+        self.controller = controller
+        self._api = api
+        started = time.monotonic()
+        self.engine, self.tokenizer = await asyncio.to_thread(_open_engine, options)
+        await self.engine.start()
+        self.load_s = time.monotonic() - started
+        self.metrics = ReplicaMetrics(
+            self.name,
+            options.served_model_name,
+            self.engine,
+            switched=self.engine.plan_changes,
+            ttft_target_s=options.ttft_target_s,
+            tpot_target_s=options.tpot_target_s,
+        )
+        self.metrics_url = self._serve_metrics(options.metrics_host, options.metrics_port)
+        self._link = ControlLink(self.name, self.metrics_url, self.engine, self._poll)
+        self._link.start()
+        self._is_leaving = False
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._api(self)
+
+    def is_ready(self) -> bool:
+        return not self._is_leaving
+
+    def check_health(self) -> None:
+        """Serve asks, and replaces the replica when this raises."""
+        self.engine.check_health()
+        if not self._link.is_alive():
+            raise RuntimeError("the control thread has ended")
+
+    async def __del__(self) -> None:
+        # Serve awaits this once the replica's requests have ended, or their time to do so has.
+        self._is_leaving = True
+        self._link.stop()
+        self.controller.leave.remote(self.name)
+        self._metrics_server.shutdown()
+        await self.engine.stop()
+
+    def _serve_metrics(self, host: str, port: int) -> str:
+        # Serve spreads HTTP over the replicas, so a scrape needs an address that is this one's.
+        self._metrics_server, _ = start_http_server(port, host, self.metrics.registry)
+        return metrics_url(host, self._metrics_server.server_port)
+
+    def _poll(self, call: Call) -> Answer:
+        answer: Answer = self.controller.poll.remote(call).result(timeout_s=POLL_TIMEOUT_S)
+        return answer
+
+
+ReplicaDeployment = serve.deployment(name="replica")(serve.ingress()(Replica))
+
+
+def metrics_url(host: str, port: int) -> str:
+    """Where others reach a page bound to `host`: the node's address if it is bound to all."""
+    reachable = ray.util.get_node_ip_address() if host in ("", "0.0.0.0", "::") else host
+    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}/metrics"
+
+
+def _open_engine(options: ReplicaOptions) -> tuple[ThreadedEngine, Any]:
+    """The engine, not started yet, and the tokenizer. Here, because torch takes seconds to import
+    and only replicas need it."""
+    if options.engine != "torch":
+        raise ValueError(f"engine {options.engine!r} is not known; use torch")
+    from replicas.torch_engine.engine import EngineLimits
+    from replicas.torch_engine.loader import LoadOptions, open_engine
+
+    limits = EngineLimits(
+        max_context_tokens=options.max_model_len,
+        max_sequences=options.max_num_seqs,
+        kv_tokens=options.kv_tokens,
+        max_step_tokens=options.max_num_batched_tokens,
+        max_waiting=options.max_waiting,
+    )
+    load = LoadOptions(options.device, options.dtype, options.threads, options.cuda_graphs, limits)
+    engine, checkpoint = open_engine(options.model, load, options.initial_schedule)
+    return engine, checkpoint.tokenizer
