@@ -71,19 +71,24 @@ class _Clocked:
             logits = self._forward(batch, kv)
             self._seconds += time.perf_counter() - started
             return logits
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()  # type: ignore[no-untyped-call]
+        start, end = _event(), _event()
+        start.record()
         logits = self._forward(batch, kv)
-        end.record()  # type: ignore[no-untyped-call]
+        end.record()
         self._events.append((start, end))
         return logits
 
     def take_ms(self) -> float:
         """Milliseconds since the last call; the device must be idle."""
         passed = 1e3 * self._seconds
-        passed += sum(start.elapsed_time(end) for start, end in self._events)  # type: ignore[no-untyped-call]
+        for start, end in self._events:
+            passed += start.elapsed_time(end)
         self._events, self._seconds = [], 0.0
         return passed
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 class StepTimer:

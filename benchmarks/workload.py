@@ -43,4 +43,4 @@ def _chat(checkpoint: Checkpoint, text: str) -> list[int]:
         conversation, tokenize=False, add_generation_prompt=True
     )
     assert isinstance(prompt, str)
-    return checkpoint.tokenizer.encode(prompt, add_special_tokens=False)
+    return list(checkpoint.tokenizer.encode(prompt, add_special_tokens=False))
