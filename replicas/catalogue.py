@@ -15,7 +15,7 @@ from typing import Literal
 PREFIX = "trimode_"
 
 LATENCY_BUCKETS = (
-    *(0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75),
+    *(0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
 )
 """Seconds; first tokens and queues, from an idle GPU to an overloaded CPU."""
