@@ -288,8 +288,10 @@ class TorchEngine:
             raise RequestRejected(f"request id {request.request_id!r} is already in use")
         if not prompt:
             raise RequestRejected("the prompt is empty; send at least one token")
-        if min(prompt) < 0 or max(prompt) >= vocab:
-            raise RequestRejected(f"prompt token ids must lie in 0 .. {vocab - 1}")
+        if outside := next((t for t in (min(prompt), max(prompt)) if not 0 <= t < vocab), None):
+            raise RequestRejected(
+                f"prompt token id {outside} is not in this model's vocabulary, 0 .. {vocab - 1}"
+            )
         if len(prompt) + sampling.max_tokens > limit:
             raise RequestRejected(
                 f"prompt of {len(prompt)} tokens plus max_tokens {sampling.max_tokens} exceeds the "

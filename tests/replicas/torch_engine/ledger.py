@@ -95,6 +95,29 @@ class LedgerForward:
         return 2 + (state * 16807 % _PRIME) % (self.vocab_size - 2)
 
 
+class Reciter:
+    """A forward that recites fixed tokens by position, whatever the mode.
+
+    Every draft is right and sure, so block plans run past any end unless the engine cuts there.
+    """
+
+    def __init__(self, line: list[int], vocab_size: int, mask_token_id: int) -> None:
+        self.line, self.vocab_size, self.mask = torch.tensor(line), vocab_size, mask_token_id
+
+    def __call__(self, batch: Batch, kv: list[torch.Tensor]) -> torch.Tensor:
+        places = []
+        for segment in batch.segments:
+            for i in range(segment.num_rows):
+                first = segment.offset + i * segment.width
+                positions = batch.positions[first : first + segment.width]
+                causal = segment.width == 1 or _visible(segment, i)[0] == positions[0] + 1
+                places.append(positions + int(causal))
+        target = self.line[torch.cat(places).clamp(max=len(self.line) - 1)]
+        logits = 30.0 * torch.nn.functional.one_hot(target, self.vocab_size).float()
+        logits[:, self.mask] = -torch.inf
+        return logits if batch.logit_index is None else logits[batch.logit_index]
+
+
 def _rows(segment: Segment) -> list[int]:
     if isinstance(segment.rows, slice):
         return list(range(segment.rows.start, segment.rows.stop))
