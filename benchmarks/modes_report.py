@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,18 @@ from policies.vocabulary import AR, Plan
 
 Loops = Mapping[tuple[Plan, int], Sequence[LoopRun]]
 HfRuns = Mapping[int, Sequence[HfRun]]
+Runs = Sequence[LoopRun] | Sequence[HfRun]
 
 _HF_BARS = {1: 2.0, 16: 1.5}
 _BEST_BAR = 2.5
 _SWITCH_BAR = 0.02
 
 
-def decode(runs: Sequence[LoopRun] | Sequence[HfRun]) -> Spread:
+def decode(runs: Runs) -> Spread:
     return Spread.of(run.decode_rate for run in runs)
 
 
-def output(runs: Sequence[LoopRun] | Sequence[HfRun]) -> Spread:
+def output(runs: Runs) -> Spread:
     return Spread.of(run.rate for run in runs)
 
 
@@ -48,7 +50,7 @@ def bars(loops: Loops, hf: HfRuns, switches: Sequence[SwitchCost]) -> list[Bar]:
     ]
     best = None
     if (AR, 1) in loops:
-        best = decode(loops[winner(loops, 1), 1]).median / decode(loops[AR, 1]).median
+        best = _ratio(loops[winner(loops, 1), 1], loops[AR, 1], "decode_rate")
     found.append(Bar("best plan / AR, 1 sequence (decode)", best, _BEST_BAR))
     cost = sum(s.cost for s in switches) / len(switches) if switches else None
     name = "cost of changing the plan every step (mean of the pairs)"
@@ -60,9 +62,13 @@ def _over_hf(loops: Loops, hf: HfRuns, level: int) -> float | None:
     if level not in hf or (AR, level) not in loops:
         return None
     ours, theirs = loops[AR, level], hf[level]
-    return min(
-        decode(ours).median / decode(theirs).median, output(ours).median / output(theirs).median
-    )
+    return min(_ratio(ours, theirs, rate) for rate in ("decode_rate", "rate"))
+
+
+def _ratio(ours: Runs, theirs: Runs, rate: str) -> float:
+    """Median of the ratios within each repeat: what slows the machine for a while cancels."""
+    pairs = zip(ours, theirs, strict=True)
+    return float(statistics.median(getattr(a, rate) / getattr(b, rate) for a, b in pairs))
 
 
 def show(
@@ -104,7 +110,7 @@ def _rates_table(loops: Loops, hf: HfRuns) -> tuple[str, Table]:
     return title, table
 
 
-def _cell(runs: Sequence[LoopRun] | Sequence[HfRun], best: bool = False) -> str:
+def _cell(runs: Runs, best: bool = False) -> str:
     rate = decode(runs)
     text = f"{rate.median:.0f} ({rate.low:.0f}-{rate.high:.0f}) | {output(runs).median:.0f}"
     return f"[bold]{text} *[/]" if best else text
@@ -114,7 +120,7 @@ def _winners(loops: Loops) -> list[str]:
     lines = []
     for level in sorted({level for _, level in loops}):
         plan = winner(loops, level)
-        gain = decode(loops[plan, level]).median / decode(loops[AR, level]).median
+        gain = _ratio(loops[plan, level], loops[AR, level], "decode_rate")
         lines.append(f"{level:>3} sequences: {plan} wins, {gain:.2f} x AR")
     return lines
 
@@ -222,5 +228,5 @@ def to_dict(
     }
 
 
-def _rates(runs: Sequence[LoopRun] | Sequence[HfRun]) -> dict[str, Any]:
+def _rates(runs: Runs) -> dict[str, Any]:
     return {"decode": decode(runs).to_dict(), "output": output(runs).to_dict()}

@@ -15,6 +15,7 @@ other plan's shapes have displaced. In the fixed loops the schedule is never tou
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import dataclass, field
 
 from benchmarks.closed_loop import ClosedLoop, limits_for, pin
@@ -63,9 +64,9 @@ class _Samples:
 
 
 def switch_cost(
-    model: Model, workload: Workload, plans: tuple[Plan, Plan], concurrency: int, steps: int
+    model: Model, workload: Workload, plans: tuple[Plan, Plan], concurrency: int, seconds: float
 ) -> SwitchCost:
-    """About `steps` steps of each loop, after one slice each that is not counted."""
+    """Over `seconds` of the three loops, after one slice each that is not counted."""
     engines = [TorchEngine(model, None, limits_for([concurrency])) for _ in range(3)]
     pin(engines[0], plans[0])
     pin(engines[1], plans[1])
@@ -73,10 +74,14 @@ def switch_cost(
     hooks = (None, None, alternation)
     loops = [ClosedLoop(e, workload, concurrency, h) for e, h in zip(engines, hooks, strict=True)]
     samples = _Samples()
-    for turn in range(-1, max(steps // _SLICE, 1)):
+    for which in range(3):
+        _advance(loops[which], which, alternation, _Samples())
+    turn, started = 0, time.perf_counter()
+    while turn == 0 or time.perf_counter() - started < seconds:
         for which in range(3):
             loop = (which + turn) % 3
-            _advance(loops[loop], loop, alternation, samples if turn >= 0 else _Samples())
+            _advance(loops[loop], loop, alternation, samples)
+        turn += 1
     return SwitchCost(
         first=plans[0],
         second=plans[1],
