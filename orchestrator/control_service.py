@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator import loop
-from orchestrator.controller_metrics import ControllerMetrics
 from orchestrator.loop import Entry, LoopState, ReplicaState
+from orchestrator.metrics import ControllerMetrics
 from orchestrator.signals import SignalSource
 from policies.decisions import Signals
 from policies.guard import Guard
@@ -64,9 +64,7 @@ class ControlService:
     ) -> None:
         self.state = LoopState(epoch=time.time_ns(), advisory=advisory)
         self.signals: Mapping[str, Signals] = {}
-        self.metrics = ControllerMetrics(
-            policy.name, source, lambda: self.state, lambda: self.signals
-        )
+        self.metrics = ControllerMetrics(policy.name, lambda: source.errors)
         self._policy, self._source, self._interval_s = policy, source, interval_s
         self._describe_policy = dict(describe_policy or {})
         self.extra_targets = tuple(extra_targets)
@@ -84,10 +82,9 @@ class ControlService:
             self._round_began = self._clock()
             urls = {name: replica.url for name, replica in self.state.replicas.items()}
             self.signals = await self._source.collect(urls, self._clock())
-            self._decide()
-            took = time.perf_counter() - began
-            self.metrics.ticked(self._clock(), took)
-            await asyncio.sleep(max(0.0, self._interval_s - took))
+            self._decide(began)
+            took_s = time.perf_counter() - began
+            await asyncio.sleep(max(0.0, self._interval_s - took_s))
 
     def check_health(self) -> None:
         """Raises if rounds no longer end."""
@@ -97,15 +94,20 @@ class ControlService:
     async def close(self) -> None:
         await self._source.close()
 
-    def _decide(self) -> None:
-        before = self.state
-        decisions, self.state = loop.tick(self.signals, self._policy, before, self._clock())
-        self.metrics.count(decisions)
+    def _decide(self, began: float | None = None) -> None:
+        """Decides on what is known now; `began` is when collecting it did."""
+        before, now = self.state, self._clock()
+        start = time.perf_counter() if began is None else began
+        decisions, self.state = loop.tick(self.signals, self._policy, before, now)
+        took_s = time.perf_counter() - start
+        self.metrics.observe_tick(decisions, self.signals, self.state, now, took_s)
         self._told = {n: told for n, told in self._told.items() if n in self.state.replicas}
         for name, replica in self.state.replicas.items():
             known = before.replicas.get(name)
             if replica.history and (known is None or _is_news(known, replica)):
-                decision_log.info(json.dumps(replica.history[-1].decision.to_dict()))
+                issued = replica.issued.order if replica.issued is not None else None
+                row = replica.history[-1].decision.to_dict() | {"issued": issued}
+                decision_log.info(json.dumps(row))
         self._wake_polls()
 
     def _wake_polls(self) -> None:
