@@ -52,9 +52,9 @@ class Effort:
     """How long one figure is measured."""
 
     warm_up: int = 2
-    least_steps: int = 3
+    least_steps: int = 5
     most_steps: int = 20
-    seconds: float = 0.08
+    seconds: float = 0.12
 
 
 class _Clocked:
@@ -116,11 +116,9 @@ class StepTimer:
 
     def time(self, plan: Plan, sequences: int, capture: Capture | None, effort: Effort) -> StepTime:
         """Median over a few steps; with `capture`, graphs are made in the warm-up."""
-        forward: Forward = self.model.forward
-        if capture is not None:
-            # Made anew each time: what graphs of all cells hold together would not fit.
-            forward = GraphedForward(self.model, self.pool, capture=capture)
-        clocked = _Clocked(forward, self.model.device)
+        # Made anew each time: what the graphs of all cells hold together would not fit.
+        graphed = capture and GraphedForward(self.model, self.pool, capture=capture)
+        clocked = _Clocked(graphed or self.model.forward, self.model.device)
         rows = self._sequences(sequences)
         walls: list[float] = []
         forwards: list[float] = []
@@ -135,6 +133,8 @@ class StepTimer:
             forwards.append(forward_ms)
             if len(walls) >= effort.least_steps and sum(walls) > 1e3 * effort.seconds:
                 break
+        if graphed is not None and graphed.eager:
+            raise RuntimeError("the step fell back to an eager forward")
         return StepTime(
             model=self.name,
             context=self.context,

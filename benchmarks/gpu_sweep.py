@@ -19,6 +19,8 @@ from replicas.torch_engine.model_config import ModelConfig
 
 _LOGIT_COPIES = 6
 """Room kept free, in copies of the widest step's logits (diffusion takes its softmax in float)."""
+_USABLE = 0.95
+"""Share of free memory that a context's KV cache and logits may take."""
 _REPORT_S = 5.0
 """Kept back for the report at the end."""
 
@@ -98,13 +100,14 @@ class Sweep:
 
     def _batches(self, context: int) -> list[int]:
         """The batches whose KV cache fits, if there is time for any."""
-        rows = self._rows_that_fit(context)
-        batches = [n for n in self.what.sequences if n <= rows]
-        if left_out := [n for n in self.what.sequences if n > rows]:
+        free = self._free()
+        batches = [n for n in self.what.sequences if self._needs(n, context) <= _USABLE * free]
+        if left_out := [n for n in self.what.sequences if n not in batches]:
             numbers = ", ".join(map(str, left_out))
             self.skipped.append(
-                f"{self.name}, context {context}: {numbers} sequences: "
-                f"the KV cache of at most {max(rows, 0)} fits in memory"
+                f"{self.name}, context {context}: {numbers} sequences: KV cache and logits need "
+                f"{self._needs(left_out[0], context) / 1e9:.1f} GB and more, {free / 1e9:.1f} GB "
+                "are free"
             )
         if batches and self.budget.left() <= 0:
             self.skipped.append(f"{self.name}, context {context}: out of time")
@@ -141,8 +144,8 @@ class Sweep:
             self.failed.append(f"{where}: {str(error).splitlines()[0]}")
         else:
             self.steps.append(step)
-        if graphs:
-            self._release()
+        if graphs and self.device.type == "cuda":
+            torch.cuda.empty_cache()  # a graph's memory returns to the pool only so
 
     @property
     def _capture(self) -> Capture:
@@ -151,13 +154,13 @@ class Sweep:
     def _weights_fit(self) -> bool:
         return self.config.num_parameters * self._element < 0.9 * self._free()
 
-    def _rows_that_fit(self, context: int) -> int:
-        widest = max(self.what.sequences) * max(plan.block_length for plan in self.what.plans)
+    def _needs(self, sequences: int, context: int) -> int:
+        """Bytes of KV cache and the widest plan's logits."""
+        widest = sequences * max(plan.block_length for plan in self.what.plans)
         logits = _LOGIT_COPIES * widest * self.config.vocab_size * self._element
-        per_row = row_length(context) * kv_bytes(self.config, self._element)
         # One row more than sequences: the pool's spare row.
-        fit = int((0.95 * self._free() - logits) // per_row) - 1
-        return min(fit, max(self.what.sequences))
+        cache = (sequences + 1) * row_length(context) * kv_bytes(self.config, self._element)
+        return cache + logits
 
     @property
     def _element(self) -> int:

@@ -87,10 +87,11 @@ class HfModel:
         self.model.load_state_dict(renamed, strict=True)
 
     def run(self, workload: Workload, batch: int) -> HfRun:
-        """All prompts, `batch` at a time, in order; the last batch may be smaller."""
+        """`batch` prompts at a time, in order; those that do not fill a batch are left out."""
         outputs: list[tuple[int, ...]] = []
         computed, seconds, decode = 0, 0.0, 0.0
-        for start in range(0, len(workload.prompts), batch):
+        whole = len(workload.prompts) // batch * batch or len(workload.prompts)
+        for start in range(0, whole, batch):
             prompts = workload.prompts[start : start + batch]
             rows, steps, took, after_first = self._generate(prompts, workload.max_tokens)
             outputs += rows

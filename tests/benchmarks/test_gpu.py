@@ -102,10 +102,10 @@ def test_sweep_without_time_says_what_it_left_out(monkeypatch: pytest.MonkeyPatc
 
 def test_sweep_without_memory_says_what_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     row = 128 * kv_bytes(_TINY, 4)
-    logits = 6 * 2 * 8 * _TINY.vocab_size * 4
+    logits = 6 * 8 * _TINY.vocab_size * 4
     sweep = _sweep(60.0, (2.5 * row + logits) / 0.95, monkeypatch)
     assert {s.sequences for s in sweep.steps} == {1}
-    assert "2 sequences: the KV cache of at most 1 fits" in sweep.skipped[0]
+    assert sweep.skipped[0].startswith("tiny, context 64: 2 sequences: KV cache and logits need")
 
 
 def test_shapes_have_the_released_sizes() -> None:
