@@ -174,9 +174,13 @@ def transformers_model(config: ModelConfig, weights: dict) -> Ministral3ForCausa
 
 @torch.inference_mode()
 def greedy_reference(
-    model: Ministral3ForCausalLM, config: ModelConfig, prompt: tuple[int, ...], tokens: int
+    model: Ministral3ForCausalLM,
+    config: ModelConfig,
+    prompt: tuple[int, ...],
+    tokens: int,
+    ends: tuple[int, ...] = (),
 ) -> tuple[tuple[int, ...], float]:
-    """AR continuation by transformers (end-of-sequence ignored), and its smallest logit gap."""
+    """AR continuation by transformers up to a token of `ends`, and its smallest logit gap."""
     fed, cache, gap = torch.tensor([prompt]), None, math.inf
     output = []
     for _ in range(tokens):
@@ -186,6 +190,8 @@ def greedy_reference(
         best, second = logits.topk(2).values.tolist()
         gap = min(gap, best - second)
         output.append(int(logits.argmax()))
+        if output[-1] in ends:
+            break
         fed = torch.tensor([[output[-1]]])
     return tuple(output), gap
 
