@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from policies.vocabulary import Plan, Schedule
 from replicas.engine import Delta
 from replicas.torch_engine.engine import EngineLimits, TorchEngine
 
+_FEWEST_DECODE_STEPS = 10
+
 
 @dataclass(slots=True)
 class LoopRun:
@@ -22,7 +23,6 @@ class LoopRun:
     tokens: int = 0
     seconds: float = 0.0
     decode_tokens: int = 0
-    decode_seconds: float = 0.0
     decode_steps: list[float] = field(default_factory=list)
     outputs: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Tokens by prompt number, of the requests that started and finished in the window."""
@@ -32,17 +32,10 @@ class LoopRun:
         return self.tokens / self.seconds
 
     @property
-    def decode_rate(self) -> float:
-        return self.decode_tokens / self.decode_seconds
-
-    @property
-    def mean_output(self) -> float:
-        """Tokens per finished request; 0 if none both started and finished in the window."""
-        return sum(map(len, self.outputs.values())) / max(len(self.outputs), 1)
-
-    @property
-    def step_seconds(self) -> float:
-        return statistics.median(self.decode_steps)
+    def decode_rate(self) -> float | None:
+        """None where hardly a step went by without a prompt to prefill."""
+        enough = len(self.decode_steps) >= _FEWEST_DECODE_STEPS
+        return self.decode_tokens / sum(self.decode_steps) if enough else None
 
 
 class ClosedLoop:
@@ -106,7 +99,6 @@ class ClosedLoop:
             window.tokens += count
             if decoding_only:
                 window.decode_tokens += count
-                window.decode_seconds += took
                 window.decode_steps.append(took)
         return sum(self._take(delta, window) for delta in deltas)
 

@@ -4,8 +4,8 @@
 
 The demo model decodes the same held-out requests under every plan in a closed loop: a finished
 request is replaced at once, and a window opens when the loop is full and steady. Repeats are
-interleaved, the order of plans rotates from repeat to repeat, and figures are medians. Decode
-tokens/s come from the steps that had nothing to prefill, output tokens/s from the whole window.
+interleaved, the order of plans rotates from repeat to repeat, and figures are medians. Output
+tokens/s come from the whole window, decode tokens/s from its steps that had nothing to prefill.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _measure(
             cost = switch_cost(model, workload, pair, level, settings.switch_seconds)
             measured.switches.append(cost)
         log(f"cost of changing the plan at {level} sequences done")
-    measured.shares = _shares(settings, model, workload, levels, measured)
+    measured.shares = _shares(model, measured.switches, settings.share_repeats)
     return measured
 
 
@@ -143,23 +143,17 @@ def _one_run(model: Model, workload: Workload, plan: Plan, level: int, requests:
     return measure(TorchEngine(model, None, limits_for([level])), workload, plan, level, requests)
 
 
-def _shares(
-    settings: Settings, model: Model, workload: Workload, levels: list[int], measured: Measured
-) -> list[StepShare]:
-    """Where a step's time goes, for AR and the plans of the switch test, at a typical context."""
-    prompt = sum(map(len, workload.prompts)) / len(workload.prompts)
-    shares = []
-    for level in levels:
-        for plan in (p for p in (AR, _SS8, _SS16) if (p, level) in measured.loops):
-            runs = measured.loops[plan, level]
-            answer = runs[0].mean_output
-            step = min(run.step_seconds for run in runs)
-            shares.append(
-                step_share(
-                    model, plan, level, step, round(prompt + answer / 2), settings.share_repeats
-                )
-            )
-    return shares
+def _shares(model: Model, switches: list[SwitchCost], repeats: int) -> list[StepShare]:
+    """Where a step's time goes, for the fixed loops of the switch test."""
+    steps = {
+        (plan, s.concurrency): (seconds, s.context)
+        for s in switches
+        for plan, seconds in zip((s.first, s.second), s.fixed, strict=True)
+    }
+    return [
+        step_share(model, plan, level, seconds, context, repeats)
+        for (plan, level), (seconds, context) in steps.items()
+    ]
 
 
 def _settings(args: argparse.Namespace) -> Settings:

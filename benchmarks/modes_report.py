@@ -26,34 +26,37 @@ _BEST_BAR = 2.5
 _SWITCH_BAR = 0.02
 
 
-def decode(runs: Runs) -> Spread:
-    return Spread.of(run.decode_rate for run in runs)
-
-
 def output(runs: Runs) -> Spread:
     return Spread.of(run.rate for run in runs)
 
 
+def decode(runs: Runs) -> Spread | None:
+    """None where a repeat had too few steps without prefill."""
+    rates = [run.decode_rate for run in runs]
+    return None if None in rates else Spread.of(r for r in rates if r is not None)
+
+
 def winner(loops: Loops, level: int) -> Plan:
-    """The plan with the most decode tokens/s at this level."""
+    """The plan with the most output tokens/s at this level."""
     return max(
         (plan for plan, at in loops if at == level),
-        key=lambda plan: decode(loops[plan, level]).median,
+        key=lambda plan: output(loops[plan, level]).median,
     )
 
 
 def bars(loops: Loops, hf: HfRuns, switches: Sequence[SwitchCost]) -> list[Bar]:
-    """A ratio to Hugging Face is the lower of decode and output tokens/s."""
+    """The ratio to Hugging Face is the lower of output and decode tokens/s."""
     found = [
         Bar(f"AR / Hugging Face, {level} sequences", _over_hf(loops, hf, level), least)
         for level, least in _HF_BARS.items()
     ]
-    best = None
-    if (AR, 1) in loops:
-        best = _ratio(loops[winner(loops, 1), 1], loops[AR, 1], "decode_rate")
-    found.append(Bar("best plan / AR, 1 sequence (decode)", best, _BEST_BAR))
+    for kind, rate in (("decode", "decode_rate"), ("output, prefill included", "rate")):
+        best = None
+        if (AR, 1) in loops:
+            best = _ratio(loops[winner(loops, 1), 1], loops[AR, 1], rate)
+        found.append(Bar(f"best plan / AR, 1 sequence ({kind})", best, _BEST_BAR))
     cost = sum(s.cost for s in switches) / len(switches) if switches else None
-    name = "cost of changing the plan every step (mean of the pairs)"
+    name = "cost of changing the plan every step (mean of the rows above)"
     found.append(Bar(name, cost, _SWITCH_BAR, at_least=False))
     return found
 
@@ -61,14 +64,16 @@ def bars(loops: Loops, hf: HfRuns, switches: Sequence[SwitchCost]) -> list[Bar]:
 def _over_hf(loops: Loops, hf: HfRuns, level: int) -> float | None:
     if level not in hf or (AR, level) not in loops:
         return None
-    ours, theirs = loops[AR, level], hf[level]
-    return min(_ratio(ours, theirs, rate) for rate in ("decode_rate", "rate"))
+    ratios = [_ratio(loops[AR, level], hf[level], rate) for rate in ("rate", "decode_rate")]
+    return min((r for r in ratios if r is not None), default=None)
 
 
-def _ratio(ours: Runs, theirs: Runs, rate: str) -> float:
+def _ratio(ours: Runs, theirs: Runs, rate: str) -> float | None:
     """Median of the ratios within each repeat: what slows the machine for a while cancels."""
-    pairs = zip(ours, theirs, strict=True)
-    return float(statistics.median(getattr(a, rate) / getattr(b, rate) for a, b in pairs))
+    pairs = [(getattr(a, rate), getattr(b, rate)) for a, b in zip(ours, theirs, strict=True)]
+    if any(a is None or b is None for a, b in pairs):
+        return None
+    return float(statistics.median(a / b for a, b in pairs))
 
 
 def show(
@@ -97,8 +102,8 @@ def _rates_table(loops: Loops, hf: HfRuns) -> tuple[str, Table]:
     levels = sorted({level for _, level in loops})
     runs = max(map(len, loops.values()))
     title = (
-        f"Decode tokens/s (lowest-highest of {runs} repeats) | output tokens/s, by concurrent "
-        "sequences; * best at its level"
+        f"Output tokens/s (lowest-highest of {runs} repeats) | decode tokens/s, by concurrent "
+        "sequences; * most output at its level"
     )
     table = Table("plan", *map(str, levels))
     best = {level: winner(loops, level) for level in levels}
@@ -111,8 +116,9 @@ def _rates_table(loops: Loops, hf: HfRuns) -> tuple[str, Table]:
 
 
 def _cell(runs: Runs, best: bool = False) -> str:
-    rate = decode(runs)
-    text = f"{rate.median:.0f} ({rate.low:.0f}-{rate.high:.0f}) | {output(runs).median:.0f}"
+    rate, decoding = output(runs), decode(runs)
+    text = f"{rate.median:.0f} ({rate.low:.0f}-{rate.high:.0f}) | "
+    text += "-" if decoding is None else f"{decoding.median:.0f}"
     return f"[bold]{text} *[/]" if best else text
 
 
@@ -120,7 +126,7 @@ def _winners(loops: Loops) -> list[str]:
     lines = []
     for level in sorted({level for _, level in loops}):
         plan = winner(loops, level)
-        gain = _ratio(loops[plan, level], loops[AR, level], "decode_rate")
+        gain = _ratio(loops[plan, level], loops[AR, level], "rate")
         lines.append(f"{level:>3} sequences: {plan} wins, {gain:.2f} x AR")
     return lines
 
@@ -191,8 +197,8 @@ def plot(path: Path, loops: Loops, hf: HfRuns, facts: Mapping[str, Any], dtype: 
     where = facts["machine"]
     draw(
         path,
-        {key: decode(runs) for key, runs in loops.items()},
-        {level: decode(runs) for level, runs in hf.items()},
+        {key: output(runs) for key, runs in loops.items()},
+        {level: output(runs) for level, runs in hf.items()},
         title=f"Demo model, {dtype}, {where['cpu']}, {where['threads']} threads; "
         f"commit {facts['commit']}, {facts['date'][:10]}",
     )
@@ -209,14 +215,18 @@ def to_dict(
     return {
         "plans": [
             {"plan": str(plan), "sequences": level, **_rates(runs)}
-            | {"step_ms": 1e3 * Spread.of(run.step_seconds for run in runs).median}
             for (plan, level), runs in loops.items()
         ],
         "hugging_face": [{"sequences": level, **_rates(runs)} for level, runs in hf.items()],
         "winners": {str(level): str(winner(loops, level)) for level in levels},
         "plan_changes": [
             {"plans": [str(s.first), str(s.second)], "sequences": s.concurrency, "cost": s.cost}
-            | {"fixed_s": s.fixed, "alternating_s": s.alternating, "steps": s.steps}
+            | {
+                "context": s.context,
+                "fixed_s": s.fixed,
+                "alternating_s": s.alternating,
+                "steps": s.steps,
+            }
             for s in switches
         ],
         "step_shares": [
@@ -229,4 +239,5 @@ def to_dict(
 
 
 def _rates(runs: Runs) -> dict[str, Any]:
-    return {"decode": decode(runs).to_dict(), "output": output(runs).to_dict()}
+    decoding = decode(runs)
+    return {"output": output(runs).to_dict(), "decode": decoding and decoding.to_dict()}

@@ -72,11 +72,11 @@ def _products(model: Model, rows: int) -> Callable[[], None]:
 
     def run() -> None:
         for layer in model.layers:
-            _ = hidden @ layer.qkv
-            _ = heads @ layer.o
-            _ = hidden @ layer.gate_up
-            _ = inner @ layer.down
-        _ = hidden @ model.head
+            layer.qkv(hidden)
+            layer.o(heads)
+            layer.gate_up(hidden)
+            layer.down(inner)
+        model.head(hidden)
 
     return run
 

