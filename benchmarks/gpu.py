@@ -31,6 +31,7 @@ from benchmarks.common import (
 )
 from benchmarks.gpu_cards import Peak, measured_peak, sheet_peak
 from benchmarks.gpu_exact import Check, check_exactness
+from benchmarks.gpu_kernels import KernelShare
 from benchmarks.gpu_shapes import SHAPES
 from benchmarks.gpu_steps import Effort, StepTime
 from benchmarks.gpu_sweep import Budget, Sweep, SweepPlan
@@ -49,6 +50,7 @@ _CONTEXTS = (1024, 256, 4096)
 class Findings:
     checks: list[Check] = field(default_factory=list)
     steps: list[StepTime] = field(default_factory=list)
+    kernels: list[KernelShare] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     sheet: Peak | None = None
@@ -111,6 +113,7 @@ def _sweep(
         sweep = Sweep(name, SHAPES[name], _dtype(device), device, share, what, console.log)
         sweep.run()
         findings.steps += sweep.steps
+        findings.kernels += sweep.kernels
         findings.skipped += sweep.skipped
         findings.failed += sweep.failed
 
@@ -133,6 +136,7 @@ def _finish(
     report.show_crossover(console, found)
     report.show_utilisation(console, used, findings.sheet, findings.measured)
     report.show_breakdown(console, parts)
+    report.show_kernels(console, findings.kernels)
     for line in findings.skipped:
         console.print(f"[yellow]skipped[/] {line}")
     for line in findings.failed:
@@ -152,6 +156,7 @@ def _finish(
         "throughput": [t.to_dict() for t in found],
         "utilisation": [u.to_dict() for u in used],
         "breakdown": [b.to_dict() for b in parts],
+        "kernels": [k.to_dict() for k in findings.kernels],
         "skipped": findings.skipped,
         "failed": findings.failed,
         "bars": [bar.to_dict() for bar in bars],

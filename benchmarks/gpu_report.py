@@ -17,6 +17,7 @@ from benchmarks.gpu_analysis import (
 )
 from benchmarks.gpu_cards import Peak
 from benchmarks.gpu_exact import Check
+from benchmarks.gpu_kernels import KernelShare
 from benchmarks.gpu_steps import StepTime
 from benchmarks.public_sweeps import (
     AR_TOKENS_PER_S,
@@ -149,4 +150,16 @@ def show_breakdown(console: Console, found: Sequence[Breakdown]) -> None:
         times = (off.wall_ms, off.forward_ms, on.wall_ms, on.forward_ms, b.launching, b.outside)
         row = (on.model, on.plan, str(on.sequences), *(f"{t:.2f}" for t in times))
         table.add_row(*row, f"{b.outside / on.wall_ms:.0%}")
+    console.print(table)
+
+
+def show_kernels(console: Console, shares: Sequence[KernelShare]) -> None:
+    console.print("\nLongest kernels of a step without graphs")
+    table = Table("model", "plan", "sequences", "kernel", "ms/step", "calls/step", "share")
+    for model, plan, sequences in dict.fromkeys((k.model, k.plan, k.sequences) for k in shares):
+        for k in shares:
+            if (k.model, k.plan, k.sequences) == (model, plan, sequences):
+                figures = (f"{k.ms_per_step:.3f}", f"{k.calls_per_step:.0f}", f"{k.share:.0%}")
+                table.add_row(model, plan, str(sequences), k.kernel[:90], *figures)
+        table.add_section()
     console.print(table)

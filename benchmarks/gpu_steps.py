@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_kernels import KernelShare, kernel_shares
 from policies.vocabulary import Plan
 from replicas.engine import Request
 from replicas.torch_engine.batch import Packer
@@ -145,6 +146,15 @@ class StepTimer:
             forward_ms=statistics.median(forwards),
             steps=len(walls),
         )
+
+    def kernels(self, plan: Plan, sequences: int) -> list[KernelShare]:
+        """What a step without graphs runs on the device."""
+        rows = self._sequences(sequences)
+
+        def step() -> None:
+            self._step(plan, rows, self.model.forward)
+
+        return kernel_shares(self.name, str(plan), sequences, step, self.model.device)
 
     def _step(self, plan: Plan, sequences: list[Sequence], forward: Forward) -> None:
         config = self.model.config

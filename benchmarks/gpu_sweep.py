@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks.gpu_kernels import KernelShare
 from benchmarks.gpu_shapes import RandomWeights, kv_bytes
 from benchmarks.gpu_steps import Effort, StepTime, StepTimer, row_length
-from policies.vocabulary import Plan
+from policies.vocabulary import AR, Mode, Plan
 from replicas.torch_engine.cuda_graphs import Capture, capture_cuda_graph, replay_eagerly
 from replicas.torch_engine.kv_cache import SCRATCH_TOKENS
 from replicas.torch_engine.model import Model
 from replicas.torch_engine.model_config import ModelConfig
 
+_SHORT_BLOCK = Plan(Mode.SELF_SPECULATION, 8)
 _LOGIT_COPIES = 6
 """Room kept free, in copies of the widest step's logits (diffusion takes its softmax in float)."""
 _USABLE = 0.95
@@ -65,6 +67,7 @@ class Sweep:
     what: SweepPlan
     log: Callable[[str], None]
     steps: list[StepTime] = field(default_factory=list)
+    kernels: list[KernelShare] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -82,6 +85,8 @@ class Sweep:
             timer = StepTimer(self.name, model, context, batches[-1])
             for graphs in (True, False):
                 self._block(timer, batches, graphs)
+            if context == self.what.contexts[0]:
+                self._profile(timer, batches)
             del timer
             self.log(f"{self.name}, context {context}: {self.budget.left():.0f} s left for it")
 
@@ -146,6 +151,18 @@ class Sweep:
             self.steps.append(step)
         if graphs and self.device.type == "cuda":
             torch.cuda.empty_cache()  # a graph's memory returns to the pool only so
+
+    def _profile(self, timer: StepTimer, batches: list[int]) -> None:
+        middle = batches[-1] if len(batches) < 3 else batches[-3]
+        for plan, sequences in ((AR, 1), (AR, middle), (_SHORT_BLOCK, middle)):
+            where = f"{self.name}, kernels of {plan} at {sequences}"
+            if self.budget.left() <= 0:
+                self.skipped.append(f"{where}: out of time")
+                continue
+            try:
+                self.kernels += timer.kernels(plan, sequences)
+            except RuntimeError as error:  # the profiler may not be permitted on this machine
+                self.skipped.append(f"{where}: {str(error).splitlines()[0]}")
 
     @property
     def _capture(self) -> Capture:

@@ -61,6 +61,15 @@ def test_rehearsal_measures_every_cell(rehearsal: dict) -> None:
     assert rehearsal["skipped"] == rehearsal["failed"] == []
 
 
+def test_rehearsal_names_the_longest_kernels(rehearsal: dict) -> None:
+    assert {(k["plan"], k["sequences"]) for k in rehearsal["kernels"]} == {
+        ("ar", 1),
+        ("ar", 2),
+        ("self_speculation/8", 2),
+    }
+    assert all(0 < k["share"] <= 1 for k in rehearsal["kernels"])
+
+
 def test_throughput_names_where_acceptance_comes_from(rehearsal: dict) -> None:
     for found in rehearsal["throughput"]:
         assert "6.82" in found["acceptance"]["source"]
