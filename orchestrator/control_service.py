@@ -25,6 +25,7 @@ from policies.vocabulary import Plan
 from replicas.control_link import Answer, Call
 
 HOLD_POLL_S = 2.0  # how long a call with nothing to answer is held; also a sign of life's period
+SILENT_S = 15.0  # a replica that has not called for this long is gone
 LONGEST_ROUND_S = 30.0  # a round that takes longer is stuck: the source bounds its requests
 
 decision_log = logging.getLogger("trimode.decisions")
@@ -80,6 +81,7 @@ class ControlService:
         while True:
             began = time.perf_counter()
             self._round_began = self._clock()
+            self._forget_silent()
             urls = {name: replica.url for name, replica in self.state.replicas.items()}
             self.signals = await self._source.collect(urls, self._clock())
             self._decide(began)
@@ -109,6 +111,12 @@ class ControlService:
                 row = replica.history[-1].decision.to_dict() | {"issued": issued}
                 decision_log.info(json.dumps(row))
         self._wake_polls()
+
+    def _forget_silent(self) -> None:
+        now = self._clock()
+        for name, replica in self.state.replicas.items():
+            if now - replica.seen_at > SILENT_S:
+                self.state = loop.forget(self.state, name)
 
     def _wake_polls(self) -> None:
         self._changed.set()
@@ -215,7 +223,7 @@ class ControlService:
             "replica": name,
             "metrics_url": replica.url,
             "seen_s_ago": now - told.at,
-            "plan": str(signals.plan or report.plan),
+            "plan": str(_plan_in_use(told.call, signals)),
             "is_current": issued is not None and replica.acknowledged == issued.order,
             "schedule": told.call.schedule.to_dict(),
             "pin": _pin_row(replica, now),
@@ -227,6 +235,14 @@ class ControlService:
             },
             "plans": _plan_rows(signals),
         }
+
+
+def _plan_in_use(call: Call, signals: Signals) -> Plan:
+    """An idle replica takes no steps and so picks no plan; it would use its schedule's first."""
+    decoding = signals.decoding.value
+    if not (call.report.decoding if decoding is None else decoding):
+        return call.schedule.plan_at(0)
+    return signals.plan or call.report.plan
 
 
 def _pin_row(replica: ReplicaState, now: float) -> dict[str, Any] | None:
