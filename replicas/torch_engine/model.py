@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from replicas.torch_engine.linear import Linear
 from replicas.torch_engine.model_config import ModelConfig
 from replicas.torch_engine.rope import RopeTables
 
@@ -56,16 +57,16 @@ class Batch:
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One decoder layer; matrices are [in, out], so that a projection is `x @ w`."""
+    """One decoder layer; projections of the same input are fused."""
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor  # [D, (H + 2 KV) * hd]
-    o: torch.Tensor  # [H * hd, D]
+    qkv: Linear  # D -> (H + 2 KV) * hd
+    o: Linear  # H * hd -> D
     post_norm: torch.Tensor
-    gate_up: torch.Tensor  # [D, 2 F]
-    down: torch.Tensor  # [F, D]
-    lora_a: torch.Tensor | None = None  # [H * hd, r], draft passes only
-    lora_b: torch.Tensor | None = None  # [r, D], scale folded in
+    gate_up: Linear  # D -> 2 F
+    down: Linear  # F -> D
+    lora_a: Linear | None = None  # H * hd -> r, draft passes only
+    lora_b: Linear | None = None  # r -> D, scale folded in
 
 
 class Model:
@@ -85,8 +86,8 @@ class Model:
         def take(name: str) -> torch.Tensor:
             return weights[name].to(device, dtype)
 
-        def matrix(*names: str) -> torch.Tensor:
-            return _in_out(torch.cat([take(name) for name in names]))
+        def matrix(*names: str) -> Linear:
+            return Linear(torch.cat([take(name) for name in names]))
 
         self.embedding = take("encoder.embed_tokens.weight")
         self.final_norm = take("encoder.norm.weight")
@@ -109,14 +110,14 @@ class Model:
         for weights, pool in zip(self.layers, kv, strict=True):
             normed = self._norm(x, weights.input_norm)
             attended = self._attention(weights, pool, normed, cos, sin, scale, batch)
-            x = (attended @ weights.o).add_(x)
+            x = weights.o(attended).add_(x)
             if batch.draft and weights.lora_a is not None and weights.lora_b is not None:
-                x = (attended @ weights.lora_a @ weights.lora_b).add_(x)
-            gate, up = (self._norm(x, weights.post_norm) @ weights.gate_up).chunk(2, dim=-1)
-            x = (F.silu(gate).mul_(up) @ weights.down).add_(x)
+                x = weights.lora_b(weights.lora_a(attended)).add_(x)
+            gate, up = weights.gate_up(self._norm(x, weights.post_norm)).chunk(2, dim=-1)
+            x = weights.down(F.silu(gate).mul_(up)).add_(x)
         if batch.logit_index is not None:
             x = x[batch.logit_index]
-        logits = self._norm(x, self.final_norm) @ self.head
+        logits = self.head(self._norm(x, self.final_norm))
         logits[:, self.config.mask_token_id] = float("-inf")
         return logits
 
@@ -149,7 +150,7 @@ class Model:
             self.config.num_kv_heads,
             self.config.head_dim,
         )
-        qkv = (x @ weights.qkv).view(-1, heads + 2 * kv_heads, dim)
+        qkv = weights.qkv(x).view(-1, heads + 2 * kv_heads, dim)
         qk = qkv[:, : heads + kv_heads]
         half = dim // 2
         swapped = torch.cat([qk[..., half:], qk[..., :half]], dim=-1)
@@ -195,25 +196,15 @@ class Model:
         return unfolded.reshape(rows * width, heads * dim)
 
 
-def _in_out(weight: torch.Tensor) -> torch.Tensor:
-    """[out, in] as stored -> [in, out] as used.
-
-    On a CPU the transpose is materialised: a one-row product then streams the matrix in order,
-    which takes a quarter of the time. CUDA's libraries prefer the stored order, so there it stays a
-    view.
-    """
-    return weight.t().contiguous() if weight.device.type == "cpu" else weight.t()
-
-
 def _layer(
     take: Callable[[str], torch.Tensor],
-    matrix: Callable[..., torch.Tensor],
+    matrix: Callable[..., Linear],
     names: Container[str],
     index: int,
 ) -> LayerWeights:
     prefix = f"encoder.layers.{index}"
 
-    def lora(side: str) -> torch.Tensor | None:
+    def lora(side: str) -> Linear | None:
         name = f"{prefix}.self_attn.o_proj.lora_{side}.weight"
         return matrix(name) if name in names else None
 
