@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from replicas.tiny.tasks import TASKS, Sample, draw
-from replicas.tiny.tokenizer import ASSISTANT, EOS, MASK, SYSTEM, SYSTEM_LINES, USER
+from replicas.tiny.tokenizer import ASSISTANT, EOS, MASK, SYSTEM, SYSTEM_LINES, USER, token_id
 
 ROW = 128  # clean tokens in a row
 NOISY = 64  # noisy tokens in a row: NOISY // block blocks
@@ -52,7 +52,7 @@ class Documents:
         self.weights = [1.0] * len(TASKS)
         self.buffer: list[Document] = []
         self.system, self.user, self.assistant, self.eos = (
-            tokenizer.token_to_id(token) for token in (SYSTEM, USER, ASSISTANT, EOS)
+            token_id(tokenizer, token) for token in (SYSTEM, USER, ASSISTANT, EOS)
         )
 
     def conversation(self, turns: list[Sample], system: str | None = None) -> Document:
@@ -144,13 +144,13 @@ def collate(rows: list[list[Document]], block: int, mask_id: int, noise: torch.G
             pick = candidates[int((b + offset_rng[r]) / blocks * len(candidates))]
             starts[r, b], ends[r, b], block_task[r, b] = pick
 
-    x, own, pos, answer, start, end = map(
+    x, own, pos, answer, start, last = map(
         torch.from_numpy, (clean, owner, position, answer_of, starts, ends)
     )
     inside = torch.arange(block)
     source = start[:, :, None] + inside
-    past_end = source > end[:, :, None]
-    target = x.gather(1, source.minimum(end[:, :, None]).reshape(count, -1))
+    past_end = source > last[:, :, None]
+    target = x.gather(1, source.minimum(last[:, :, None]).reshape(count, -1))
     masked = _mask_pattern((count, blocks), block, noise)
     is_draft = masked[:, :, 1:].all(-1, keepdim=True)
     weight = torch.where(past_end, 0.2, 1.0).reshape(count, NOISY)
@@ -194,7 +194,7 @@ class Batches:
         self.documents = documents
         self.rows = rows
         self.noise = torch.Generator().manual_seed(seed)
-        self.mask_id = documents.tokenizer.token_to_id(MASK)
+        self.mask_id = token_id(documents.tokenizer, MASK)
 
     def next(self, block: int) -> Batch:
         rows = [self.documents.row() for _ in range(self.rows)]

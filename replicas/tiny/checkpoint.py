@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from replicas.tiny.tokenizer import EOS, MASK, PAD, save_tokenizer
+from replicas.tiny.tokenizer import EOS, MASK, PAD, save_tokenizer, token_id
 from replicas.tiny.train_model import Shape, TrainModel
 
 
 def config_of(shape: Shape, tokenizer: Tokenizer) -> dict[str, object]:
     """The contents of `config.json`."""
-    eos = tokenizer.token_to_id(EOS)
+    eos = token_id(tokenizer, EOS)
     return {
         "architectures": ["NemotronLabsDiffusionModel"],
         "model_type": "nemotron_labs_diffusion",
@@ -46,8 +46,8 @@ def config_of(shape: Shape, tokenizer: Tokenizer) -> dict[str, object]:
         },
         "bos_token_id": eos,
         "eos_token_id": eos,
-        "pad_token_id": tokenizer.token_to_id(PAD),
-        "mask_token_id": tokenizer.token_to_id(MASK),
+        "pad_token_id": token_id(tokenizer, PAD),
+        "mask_token_id": token_id(tokenizer, MASK),
         "block_size": 32,
         "dlm_paradigm": "bidirectional",
         "dtype": "bfloat16",
@@ -67,7 +67,7 @@ def tensors_of(model: TrainModel) -> dict[str, Tensor]:
     }
     for i, layer in enumerate(model.layers):
         prefix = f"encoder.layers.{i}."
-        q, k, v = layer.qkv.weight.split([s.heads * s.head_dim, kv, kv])
+        q, k, v = torch.split(layer.qkv.weight, [s.heads * s.head_dim, kv, kv])
         gate, up = layer.gate_up.weight.chunk(2)
         parts = {
             "input_layernorm": layer.attention_norm,
@@ -99,3 +99,22 @@ def save_checkpoint(model: TrainModel, tokenizer: Tokenizer, folder: Path) -> No
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     save_file(tensors_of(model), folder / "model.safetensors", metadata={"format": "pt"})
     save_tokenizer(tokenizer, folder)
+
+
+@torch.no_grad()
+def load_weights(model: TrainModel, folder: Path) -> None:
+    """The inverse of `tensors_of`: fill the fused training network from a checkpoint folder."""
+    tensors = {name: t.float() for name, t in load_file(folder / "model.safetensors").items()}
+    model.embedding.weight.copy_(tensors["encoder.embed_tokens.weight"])
+    model.norm.copy_(tensors["encoder.norm.weight"])
+    for i, layer in enumerate(model.layers):
+
+        def part(name: str, prefix: str = f"encoder.layers.{i}.") -> Tensor:
+            return tensors[f"{prefix}{name}.weight"]
+
+        layer.attention_norm.copy_(part("input_layernorm"))
+        layer.mlp_norm.copy_(part("post_attention_layernorm"))
+        layer.qkv.weight.copy_(torch.cat([part(f"self_attn.{n}_proj") for n in "qkv"]))
+        layer.o.weight.copy_(part("self_attn.o_proj"))
+        layer.gate_up.weight.copy_(torch.cat([part("mlp.gate_proj"), part("mlp.up_proj")]))
+        layer.down.weight.copy_(part("mlp.down_proj"))

@@ -104,7 +104,7 @@ class Network:
             h = self._norm(x, f"encoder.layers.{i}.input_layernorm")
             attention = f"encoder.layers.{i}.self_attn."
             q, k, v = (
-                self._linear(h, f"{attention}{name}_proj").unflatten(-1, (-1, s.head_dim))
+                self._linear(h, f"{attention}{name}_proj").view(batch, length, -1, s.head_dim)
                 for name in "qkv"
             )
             cache[0][row, position] = rotate(k, cos, sin)
@@ -201,7 +201,7 @@ class Decoder:
             self._emit(output, [token])
 
     def _speculate(self, rows: _Rows, plan: Plan) -> None:
-        """Draft the block in one bidirectional pass; keep what one causal pass confirms, plus one."""
+        """Draft in one bidirectional pass; keep what one causal pass confirms, plus one token."""
         causal = torch.ones(len(rows.seed), dtype=torch.bool)
         blocks = self._fresh_blocks(rows.seed, plan.block)
         draft = self.network.forward(blocks, rows.length, ~causal).argmax(-1)

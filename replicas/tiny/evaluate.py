@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from replicas.tiny.decoder import Decoder, Network, Output, Plan
 from replicas.tiny.tasks import TASKS, Sample, correct, held_out_set, well_formed
-from replicas.tiny.tokenizer import ASSISTANT, EOS, USER
+from replicas.tiny.tokenizer import ASSISTANT, EOS, USER, token_id
 
 PLANS = [
     Plan("ar"),
@@ -37,13 +37,13 @@ class Score:
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The tokens of a one-turn chat, up to where the answer begins."""
-    user, assistant = tokenizer.token_to_id(USER), tokenizer.token_to_id(ASSISTANT)
+    user, assistant = token_id(tokenizer, USER), token_id(tokenizer, ASSISTANT)
     return [user, *tokenizer.encode(prompt).ids, assistant]
 
 
 def answer_text(tokenizer: Tokenizer, output: Output) -> str | None:
     """The answer, or nothing if it did not end."""
-    if output.tokens[-1] != tokenizer.token_to_id(EOS):
+    if output.tokens[-1] != token_id(tokenizer, EOS):
         return None
     return tokenizer.decode(output.tokens[:-1], skip_special_tokens=False)
 

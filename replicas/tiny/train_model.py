@@ -4,7 +4,9 @@ Same function as the released architecture, with q/k/v and gate/up fused and the
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -112,15 +114,26 @@ class Layer(nn.Module):
         x = x + self.o(mixed)
         h = F.rms_norm(x, (s.hidden,), self.mlp_norm.to(x.dtype), s.norm_eps)
         gate, up = self.gate_up(h).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        down: Tensor = self.down(F.silu(gate) * up)
+        return x + down
+
+
+class Layers(nn.ModuleList):
+    """A ModuleList that says what it holds."""
+
+    def __iter__(self) -> Iterator[Layer]:
+        return cast(Iterator[Layer], super().__iter__())
 
 
 class TrainModel(nn.Module):
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocab, shape.hidden)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.layers = Layers(Layer(shape) for _ in range(shape.layers))
         self.norm = nn.Parameter(torch.ones(shape.hidden))
         nn.init.normal_(self.embedding.weight, std=0.02)
         for layer in self.layers:
@@ -148,4 +161,6 @@ class TrainModel(nn.Module):
         return F.rms_norm(x, (self.shape.hidden,), self.norm.to(x.dtype), self.shape.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.embedding.weight).float()
+        """Logits [..., vocab] in float32; one head serves AR and diffusion."""
+        logits: Tensor = F.linear(hidden, self.embedding.weight)
+        return logits.float()

@@ -11,8 +11,9 @@ NAMES = _split(
     "Hana Igor Julia Kofi Laura Marco"
 )
 CITIES = _split(
-    "Oslo Paris Lima Cairo Tokyo Delhi Rome Bern Kyiv Quito Seoul Hanoi Lagos Accra Porto Milan "
-    "Vienna Prague Dublin Athens Boston Denver Austin Bogota Havana Lisbon Madrid Berlin Zurich Riga"
+    "Oslo Paris Lima Cairo Tokyo Delhi Rome Bern Kyiv Quito Seoul Hanoi Lagos Accra Porto "
+    "Milan Vienna Prague Dublin Athens Boston Denver Austin Bogota Havana Lisbon Madrid Berlin "
+    "Zurich Riga"
 )
 ITEMS = _split(
     "lamp chair table book phone camera bottle jacket mirror clock pillow blanket basket kettle "

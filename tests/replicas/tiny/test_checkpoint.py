@@ -13,9 +13,9 @@ from replicas.tiny import CHECKPOINT
 from replicas.tiny.batches import Batches, Documents
 from replicas.tiny.decoder import Decoder, Network, Plan
 from replicas.tiny.evaluate import answer_text, prompt_tokens
+from replicas.tiny.progress import evaluate_batch
 from replicas.tiny.tasks import OPEN_ENDED, TASKS, correct, held_out_set
 from replicas.tiny.tokenizer import build_tokenizer
-from replicas.tiny.train import evaluate_batch
 from replicas.tiny.train_model import Shape, TrainModel, rotary_table, yarn_inverse_frequencies
 
 DETERMINED = sorted(set(TASKS) - OPEN_ENDED)

@@ -8,6 +8,7 @@ import pytest
 
 from replicas.tiny.batches import Documents
 from replicas.tiny.tasks import (
+    LISTING,
     OPEN_ENDED,
     TASKS,
     Sample,
@@ -86,21 +87,26 @@ def test_training_draws_and_held_out_prompts_are_disjoint(task: str) -> None:
     assert len(held) >= 20
     trained = {(s.prompt, s.answer) for s in samples(task, 2000)}
     assert trained.isdisjoint({(s.prompt, s.answer) for s in held})
-    if task not in OPEN_ENDED:
+    if task not in OPEN_ENDED | LISTING:
         assert {answer for _, answer in trained}.isdisjoint({s.answer for s in held})
 
 
-def test_the_training_stream_holds_no_held_out_answer() -> None:
+def test_the_training_stream_holds_no_held_out_prompt() -> None:
     documents = Documents(build_tokenizer(), seed=5)
     held = {
-        tuple(documents.tokenizer.encode(s.answer).ids)
-        for task in set(TASKS) - OPEN_ENDED
+        tuple(documents.tokenizer.encode(s.prompt).ids)
+        for task in TASKS
         for s in held_out_set(task, 200)
     }
     for _ in range(150):
         for document in documents.row():
-            for _, first, end in document.answers:
-                assert tuple(document.tokens[first:end]) not in held
+            end = 0
+            for _, first, eos in document.answers:
+                turn = document.tokens[end : first - 1]
+                prompt = turn[turn.index(documents.user) + 1 :]
+                assert prompt
+                assert tuple(prompt) not in held
+                end = eos + 1
 
 
 def test_both_spellings_of_a_record_occur_and_values_survive() -> None:
