@@ -154,6 +154,9 @@ def test_a_block_that_ends_early_is_not_committed(tiny):
     outcome = run_all(engine, [diffusing("r", (3, 4), 20, ignore_eos=False)])["r"]
     assert outcome.tokens == (5, 8, EOS)
     assert len(script.fed) == 2
+    outcome = run_all(engine, [diffusing("r", (3, 4), 3)])["r"]
+    assert outcome.tokens == (5, 8, EOS)
+    assert len(script.fed) == 4
 
 
 def test_rows_finish_on_their_own():
