@@ -7,10 +7,14 @@ No `from __future__ import annotations` here: Serve takes the builder's paramete
 annotation, which has to be the class itself.
 """
 
+import logging
 import os
+from dataclasses import dataclass
 from functools import partial
 
+import ray
 from fastapi import FastAPI
+from ray import serve
 from ray.serve import Application
 
 from orchestrator.api import ApiSettings, build_api
@@ -20,6 +24,7 @@ from orchestrator.controller import ControllerDeployment
 from replicas.deployment import Replica, ReplicaDeployment, ReplicaOptions
 from replicas.tiny import CHECKPOINT
 
+NAME = "trimode"
 SPARE_REQUESTS = 64
 """Calls besides generation that a full replica still answers: health, metrics, control."""
 
@@ -75,6 +80,59 @@ def replica_api(settings: ApiSettings, replica: Replica) -> FastAPI:
         control=ControlProxy(replica.controller),
         is_ready=replica.is_ready,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a launched application is; `failure` is what Serve says went wrong, or empty."""
+
+    ready: int
+    wanted: int
+    is_running: bool
+    failure: str
+
+
+def connect(address: str | None, *, quiet: bool = True) -> bool:
+    """Joins the Ray cluster at `address`, or the one that runs here; else starts one of this
+    process's own. True if it was started."""
+    options = {"namespace": "serve", "log_to_driver": not quiet, "logging_level": "warning"}
+    try:
+        ray.init(address=address or "auto", **options)
+    except ConnectionError:
+        if address is not None:
+            raise
+        ray.init(address="local", **options)
+        return True
+    return False
+
+
+def launch(config: AppConfig, host: str, port: int) -> None:
+    """Starts Serve, if it does not run yet, and the application; returns at once."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the summary says it all
+    serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
+    target = serve.RunTarget(build_app(config), name=NAME, route_prefix=config.route_prefix)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def progress(config: AppConfig) -> Progress:
+    """What has become of `launch`."""
+    known = serve.status().applications.get(NAME)
+    if known is None:
+        return Progress(0, config.num_replicas, False, "")
+    replicas = known.deployments.get("replica")
+    ready = 0 if replicas is None else replicas.replica_states.get("RUNNING", 0)
+    failed = known.status in ("DEPLOY_FAILED", "UNHEALTHY")
+    is_running = known.status == "RUNNING"
+    return Progress(ready, config.num_replicas, is_running, known.message if failed else "")
+
+
+def shut_down(*, is_own: bool) -> None:
+    """Ends the application; the whole cluster where it is this process's own."""
+    if is_own:
+        serve.shutdown()
+    else:
+        serve.delete(NAME)
+    ray.shutdown()
 
 
 app = build_app(AppConfig.from_environment(os.environ))

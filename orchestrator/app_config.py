@@ -50,13 +50,9 @@ class AppConfig(Config):
         None, min_length=1, description="File that decisions are appended to as JSON lines."
     )
 
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """From `TRIMODE_MODEL`, `TRIMODE_NUM_REPLICAS` and so on; defaults otherwise.
-
-        Raises:
-            ConfigError: a variable of that prefix names no option, or has a wrong value.
-        """
+    @staticmethod
+    def values_from(environment: Mapping[str, str]) -> dict[str, Any]:
+        """The options that `TRIMODE_MODEL`, `TRIMODE_NUM_REPLICAS` and so on give, as text."""
         values: dict[str, Any] = {
             name.removeprefix(PREFIX).lower(): value
             for name, value in environment.items()
@@ -68,7 +64,16 @@ class AppConfig(Config):
                 values["policy_options"] = json.loads(options)
             except ValueError as error:
                 raise ConfigError(f"{PREFIX}POLICY_OPTIONS is no JSON: {error}") from None
-        return cls.model_validate(values)
+        return values
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """From `TRIMODE_*` variables; defaults otherwise.
+
+        Raises:
+            ConfigError: a variable of that prefix names no option, or has a wrong value.
+        """
+        return cls.model_validate(cls.values_from(environment))
 
     @property
     def is_demo(self) -> bool:

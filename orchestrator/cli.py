@@ -6,7 +6,10 @@ import sys
 
 import click
 
+from orchestrator.cli_control import pin, policy, status, unpin
 from orchestrator.cli_generate import generate
+from orchestrator.cli_serve import serve
+from orchestrator.errors import TrimodeError
 from replicas.engine import EngineError
 
 
@@ -15,23 +18,24 @@ def app() -> None:
     """Serve and run a tri-mode language model."""
 
 
-app.add_command(generate)
+for command in (serve, status, pin, unpin, policy, generate):
+    app.add_command(command)
 
 
 def main() -> None:
     """Runs the command line: bad input is one line on stderr and exit status 2."""
     try:
-        status = app(standalone_mode=False, prog_name="trimode")
+        result = app(standalone_mode=False, prog_name="trimode")
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (EngineError, ValueError, OSError) as error:
+    except (EngineError, TrimodeError, ValueError, OSError) as error:
         _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    sys.exit(status or 0)
+    sys.exit(result or 0)
 
 
 def _fail(message: str) -> None:
