@@ -33,6 +33,9 @@ ROPES = {
     "yarn with unequal mscales": replace(YARN, mscale=1.3, mscale_all_dim=0.7),
     "yarn without mscales": replace(YARN, mscale=None, mscale_all_dim=None),
     "factor below one, as the 3B base": replace(YARN, factor=0.25),
+    "factor below one without mscales": replace(
+        YARN, factor=0.25, mscale=None, mscale_all_dim=None
+    ),
     "a narrow ramp": replace(YARN, theta=500.0, beta_fast=4.0, beta_slow=2.0),
 }
 LENGTH = 200
@@ -129,16 +132,16 @@ def test_rows_of_different_lengths_plans_and_masks_share_one_forward(tokens):
         sequence.cached = length
         sequences.append(sequence)
     block = torch.stack([tokens[150:158], tokens[160:168]])
-    groups = [
-        Rows([sequences[0], sequences[2]], torch.tensor([[7], [9]]), causal=True),
+    groups = [  # the last group ends before the query-scaling step, the first lies past it
         Rows([sequences[1], sequences[3]], block, causal=torch.tensor([True, False])),
+        Rows([sequences[0], sequences[2]], torch.tensor([[7], [9]]), causal=True),
     ]
     logits = together.model.forward(together.packer.pack(groups), together.pool.layers)
     inputs = [
-        (5, torch.tensor([7]), True),
-        (33, torch.tensor([9]), True),
         (70, block[0], True),
         (90, block[1], False),
+        (5, torch.tensor([7]), True),
+        (33, torch.tensor([9]), True),
     ]
     for length, fed_tokens, causal in inputs:
         fed = Fed(config, weights)

@@ -128,6 +128,14 @@ def test_greedy_rows_take_the_largest_logit_and_ties_take_the_first():
     assert choose_with(logits, SamplingParams(), SamplingParams(temperature=1.0, top_k=1))[0] == 1
 
 
+def test_top_p_takes_no_more_than_it_needs():
+    """Four tokens of a quarter each: a half is two of them, not three."""
+    logits = torch.zeros(1, 4)
+    params = SamplingParams(temperature=1.0, top_p=0.5)
+    seen = {int(choose_with(logits, params, position=i)) for i in range(100)}
+    assert seen == {0, 1}
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     temperature=st.floats(0.0, 100.0, exclude_min=True),
