@@ -31,6 +31,11 @@ SPARE_REQUESTS = 64
 
 def build_app(args: AppConfig) -> Application:
     """The application: a controller, and replicas that take HTTP requests themselves."""
+    return bind(args, replica_options(args))
+
+
+def bind(args: AppConfig, options: ReplicaOptions) -> Application:
+    """`build_app` with other options for the replicas."""
     controller = ControllerDeployment.bind(args)
     deployment = ReplicaDeployment.options(
         num_replicas=args.num_replicas,
@@ -43,9 +48,7 @@ def build_app(args: AppConfig) -> Application:
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.gpus},
         logging_config={"enable_access_log": args.access_log},
     )
-    return deployment.bind(
-        replica_options(args), partial(replica_api, args.api_settings), controller
-    )
+    return deployment.bind(options, partial(replica_api, args.api_settings), controller)
 
 
 def replica_options(args: AppConfig) -> ReplicaOptions:

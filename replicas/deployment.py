@@ -8,28 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any, Protocol
 
 import ray
 from prometheus_client import start_http_server
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from policies.vocabulary import Schedule
+from policies.vocabulary import Plan, Schedule
 from replicas.control_link import Answer, Call, ControlLink
+from replicas.engine import Engine
+from replicas.governor import PickReason
 from replicas.metrics import ReplicaMetrics
 
-if TYPE_CHECKING:
-    from replicas.torch_engine.threaded import ThreadedEngine
-
+_ENGINES = {"torch": "replicas.deployment:open_torch_engine"}
 POLL_TIMEOUT_S = 10.0  # for a call that the controller holds for two seconds at most
+
+
+class ServedEngine(Engine, Protocol):
+    """An engine that can tell which changes of plan it made, and why."""
+
+    def plan_changes(self) -> Mapping[tuple[Plan, Plan, PickReason], int]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaOptions:
-    """What one replica runs. `kv_tokens` 0 takes what fits, `threads` 0 leaves it to torch."""
+    """What one replica runs. `kv_tokens` 0 takes what fits, `threads` 0 leaves it to torch.
+
+    `engine` is a known name, or `package.module:function` that takes these options and gives an
+    engine, not started yet, and a tokenizer.
+    """
 
     model: str
     served_model_name: str
@@ -67,7 +78,7 @@ class Replica:
         self.controller = controller
         self._api = api
         started = time.monotonic()
-        self.engine, self.tokenizer = await asyncio.to_thread(_open_engine, options)
+        self.engine, self.tokenizer = await asyncio.to_thread(open_engine, options)
         await self.engine.start()
         self.load_s = time.monotonic() - started
         self.metrics = ReplicaMetrics(
@@ -122,13 +133,20 @@ def metrics_url(host: str, port: int) -> str:
     return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}/metrics"
 
 
-def _open_engine(options: ReplicaOptions) -> tuple[ThreadedEngine, Any]:
-    """The engine, not started yet, and the tokenizer. Here, because torch takes seconds to import
-    and only replicas need it."""
-    if options.engine != "torch":
-        raise ValueError(f"engine {options.engine!r} is not known; use torch")
+def open_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
+    """The engine, not started yet, and the tokenizer."""
+    name = _ENGINES.get(options.engine, options.engine)
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"engine {name!r} is not known; use {', '.join(_ENGINES)}")
+    opened: tuple[ServedEngine, Any] = getattr(import_module(module), function)(options)
+    return opened
+
+
+def open_torch_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
+    """The embedded engine. torch takes seconds to import, and only replicas need it."""
+    from replicas.torch_engine import loader
     from replicas.torch_engine.engine import EngineLimits
-    from replicas.torch_engine.loader import LoadOptions, open_engine
 
     limits = EngineLimits(
         max_context_tokens=options.max_model_len,
@@ -137,6 +155,8 @@ def _open_engine(options: ReplicaOptions) -> tuple[ThreadedEngine, Any]:
         max_step_tokens=options.max_num_batched_tokens,
         max_waiting=options.max_waiting,
     )
-    load = LoadOptions(options.device, options.dtype, options.threads, options.cuda_graphs, limits)
-    engine, checkpoint = open_engine(options.model, load, options.initial_schedule)
+    load = loader.LoadOptions(
+        options.device, options.dtype, options.threads, options.cuda_graphs, limits
+    )
+    engine, checkpoint = loader.open_engine(options.model, load, options.initial_schedule)
     return engine, checkpoint.tokenizer
