@@ -27,7 +27,7 @@ from replicas.torch_engine.engine import TorchEngine
 from replicas.torch_engine.model import Model
 
 _MAX_TOKENS = 448
-_SLICE = 16
+_SLICE = 8
 """Steps a loop advances before the next one does; even, so that A and B alternate fully."""
 
 
