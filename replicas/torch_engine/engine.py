@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 
-from policies.vocabulary import SAFE_PLAN, Plan, Schedule
+from policies.vocabulary import SAFE_PLAN, Plan, Quality, Schedule
 from replicas.engine import (
     Delta,
     EngineOverloaded,
@@ -296,6 +296,11 @@ class TorchEngine:
             raise RequestRejected(
                 f"prompt of {len(prompt)} tokens plus max_tokens {sampling.max_tokens} exceeds the "
                 f"context limit of {limit} tokens; shorten the prompt or lower max_tokens"
+            )
+        if request.plan is not None and not request.plan.serves(request.quality):
+            raise RequestRejected(
+                f"plan {request.plan} does not keep to quality {request.quality.value}; ask for "
+                f"quality {Quality.ANY.value}, or for another plan"
             )
         if sampling.stop and self.tokenizer is None:
             raise RequestRejected("stop strings need a tokenizer, and this engine has none")

@@ -57,12 +57,10 @@ class Batch:
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One decoder layer; projections of the same input are fused."""
+    """One decoder layer: projections of one input are fused, and hold the norm before them."""
 
-    input_norm: torch.Tensor
     qkv: Linear  # D -> (H + 2 KV) * hd
     o: Linear  # H * hd -> D
-    post_norm: torch.Tensor
     gate_up: Linear  # D -> 2 F
     down: Linear  # F -> D
     lora_a: Linear | None = None  # H * hd -> r, draft passes only
@@ -86,15 +84,17 @@ class Model:
         def take(name: str) -> torch.Tensor:
             return weights[name].to(device, dtype)
 
-        def matrix(*names: str) -> Linear:
-            return Linear(torch.cat([take(name) for name in names]))
+        def matrix(*names: str, norm: str | None = None) -> Linear:
+            # RMSNorm's weight scales the columns of what follows, so it costs nothing at run time.
+            scale = 1.0 if norm is None else weights[norm].to(device, torch.float32)
+            parts = [weights[name].to(device) * scale if norm else take(name) for name in names]
+            return Linear(torch.cat([part.to(dtype) for part in parts]))
 
         self.embedding = take("encoder.embed_tokens.weight")
-        self.final_norm = take("encoder.norm.weight")
-        self.head = matrix("diffusion_head.weight")
-        self.layers = [_layer(take, matrix, weights, i) for i in range(config.num_layers)]
+        self.head = matrix("diffusion_head.weight", norm="encoder.norm.weight")
+        self.layers = [_layer(matrix, weights, i) for i in range(config.num_layers)]
         self.rope = RopeTables(config.rope, config.head_dim, max_positions, dtype, device)
-        self._eps = torch.tensor(config.rms_norm_eps, dtype=dtype, device=device)
+        self._root_eps = torch.tensor(config.rms_norm_eps**0.5, dtype=dtype, device=device)
         self.has_draft_adapter = self.layers[0].lora_a is not None
 
     @torch.inference_mode()
@@ -108,26 +108,26 @@ class Model:
         cos, sin = self.rope.cos[batch.positions], self.rope.sin[batch.positions]
         scale = self._query_scale(batch)
         for weights, pool in zip(self.layers, kv, strict=True):
-            normed = self._norm(x, weights.input_norm)
-            attended = self._attention(weights, pool, normed, cos, sin, scale, batch)
+            attended = self._attention(weights, pool, self._norm(x), cos, sin, scale, batch)
             x = weights.o(attended).add_(x)
             if batch.draft and weights.lora_a is not None and weights.lora_b is not None:
                 x = weights.lora_b(weights.lora_a(attended)).add_(x)
-            gate, up = weights.gate_up(self._norm(x, weights.post_norm)).chunk(2, dim=-1)
+            gate, up = weights.gate_up(self._norm(x)).chunk(2, dim=-1)
             x = weights.down(F.silu(gate).mul_(up)).add_(x)
         if batch.logit_index is not None:
             x = x[batch.logit_index]
-        logits = self.head(self._norm(x, self.final_norm))
+        logits = self.head(self._norm(x))
         logits[:, self.config.mask_token_id] = float("-inf")
         return logits
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _norm(self, x: torch.Tensor) -> torch.Tensor:
+        """RMSNorm without its weight, which the projection behind it holds."""
         if self.dtype is torch.float32 and self.device.type == "cpu":
             # Four small kernels instead of the eleven that F.rms_norm runs on a CPU.
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            scale = torch.addcmul(self._eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
-            return (x * scale).mul_(weight)
-        return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)
+            scale: torch.Tensor = norm.mul_(x.shape[-1] ** -0.5).hypot_(self._root_eps)
+            return x / scale
+        return F.rms_norm(x, (x.shape[-1],), None, self.config.rms_norm_eps)
 
     def _query_scale(self, batch: Batch) -> torch.Tensor | None:
         if self.rope.query_scale is None or batch.max_position < self.rope.scaling_starts_at:
@@ -155,7 +155,7 @@ class Model:
         half = dim // 2
         swapped = torch.cat([qk[..., half:], qk[..., :half]], dim=-1)
         qk.mul_(cos).addcmul_(swapped, sin)
-        pool.index_copy_(0, batch.slots, qkv[:, heads:].reshape(-1, self.config.kv_width))
+        pool.view(-1, 2 * kv_heads, dim).index_copy_(0, batch.slots, qkv[:, heads:])
         q = qkv[:, :heads] if scale is None else qkv[:, :heads] * scale
         keys_values = pool.view(-1, batch.row_length, 2, kv_heads, dim)
         if len(batch.segments) == 1:
@@ -197,7 +197,6 @@ class Model:
 
 
 def _layer(
-    take: Callable[[str], torch.Tensor],
     matrix: Callable[..., Linear],
     names: Container[str],
     index: int,
@@ -209,11 +208,15 @@ def _layer(
         return matrix(name) if name in names else None
 
     return LayerWeights(
-        input_norm=take(f"{prefix}.input_layernorm.weight"),
-        qkv=matrix(*(f"{prefix}.self_attn.{p}_proj.weight" for p in "qkv")),
+        qkv=matrix(
+            *(f"{prefix}.self_attn.{p}_proj.weight" for p in "qkv"),
+            norm=f"{prefix}.input_layernorm.weight",
+        ),
         o=matrix(f"{prefix}.self_attn.o_proj.weight"),
-        post_norm=take(f"{prefix}.post_attention_layernorm.weight"),
-        gate_up=matrix(f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight"),
+        gate_up=matrix(
+            *(f"{prefix}.mlp.{p}_proj.weight" for p in ("gate", "up")),
+            norm=f"{prefix}.post_attention_layernorm.weight",
+        ),
         down=matrix(f"{prefix}.mlp.down_proj.weight"),
         lora_a=lora("A"),
         lora_b=lora("B"),

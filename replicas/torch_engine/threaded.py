@@ -43,7 +43,9 @@ class ThreadedEngine:
         self._core: TorchEngine | None = None
         self._inbox: deque[Callable[[TorchEngine], None]] = deque()
         self._wake = threading.Event()
+        self._closing = threading.Lock()
         self._stopping = False
+        self._has_ended = False
         self._failure: BaseException | None = None
         self._listeners: dict[str, _Listener] = {}
         self._thread: threading.Thread | None = None
@@ -60,7 +62,7 @@ class ThreadedEngine:
     async def generate(self, request: Request) -> AsyncIterator[Delta]:
         self.check_health()
         listener = _Listener()
-        self._post(lambda core: self._submit(core, request, listener))
+        self._post(lambda core: self._submit(core, request, listener), is_vital=True)
         try:
             while True:
                 event = await listener.queue.get()
@@ -115,11 +117,11 @@ class ThreadedEngine:
         try:
             while not self._stopping:
                 self._step(core)
-            self._end_all(EngineStopped("the engine was stopped"))
+            self._end_all(core, EngineStopped("the engine was stopped"))
         except BaseException as error:
             _log.exception("the engine failed")
             self._failure = error
-            self._end_all(EngineStopped(f"the engine failed: {error!r}"))
+            self._end_all(core, EngineStopped(f"the engine failed: {error!r}"))
 
     def _step(self, core: TorchEngine) -> None:
         self._wake.clear()
@@ -134,7 +136,10 @@ class ThreadedEngine:
         try:
             core.submit(request)
         except EngineError as error:
-            listener.loop.call_soon_threadsafe(listener.queue.put_nowait, error)
+            _wake_loop(listener.loop, [(listener, error)])
+        except Exception as error:  # one request must not end the engine for all
+            _log.exception("request %s could not be submitted", request.request_id)
+            _wake_loop(listener.loop, [(listener, EngineError(repr(error)))])
         else:
             self._listeners[request.request_id] = listener
 
@@ -155,15 +160,22 @@ class ThreadedEngine:
         for loop, events in by_loop.items():
             _wake_loop(loop, events)
 
-    def _end_all(self, error: EngineError) -> None:
+    def _end_all(self, core: TorchEngine, error: EngineError) -> None:
+        with self._closing:
+            self._has_ended = True
         while self._inbox:  # a request posted last still has to be answered
-            self._inbox.popleft()(self._core)  # type: ignore[arg-type]
+            self._inbox.popleft()(core)
         for listener in self._listeners.values():
             _wake_loop(listener.loop, [(listener, error)])
         self._listeners.clear()
 
-    def _post(self, command: Callable[[TorchEngine], None]) -> None:
-        self._inbox.append(command)
+    def _post(self, command: Callable[[TorchEngine], None], *, is_vital: bool = False) -> None:
+        """Hands a command to the engine's thread. Once that has ended nobody would ever answer, so
+        then it is dropped, or if it is vital refused by EngineStopped."""
+        with self._closing:
+            if self._has_ended and is_vital:
+                raise EngineStopped("the engine has ended; restart the replica")
+            self._inbox.append(command)
         self._wake.set()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 
-from policies.vocabulary import AR, Mode, Plan, Schedule
+from policies.vocabulary import AR, Mode, Plan, Quality, Schedule
 from replicas.engine import (
     Delta,
     Engine,
@@ -20,8 +21,16 @@ from replicas.engine import (
     SamplingParams,
 )
 from replicas.tiny import CHECKPOINT
-from replicas.torch_engine.engine import EngineLimits
-from replicas.torch_engine.loader import LoadOptions, open_engine, prompt_token_ids
+from replicas.torch_engine.checkpoint import load_checkpoint, load_tokenizer
+from replicas.torch_engine.engine import EngineLimits, TorchEngine
+from replicas.torch_engine.loader import (
+    LoadOptions,
+    build_engine,
+    open_engine,
+    prompt_token_ids,
+)
+from replicas.torch_engine.model import Batch
+from replicas.torch_engine.threaded import ThreadedEngine
 
 LIMITS = EngineLimits(max_context_tokens=512, max_sequences=4, kv_tokens=2048, max_waiting=2)
 SPECULATION = Plan(Mode.SELF_SPECULATION, 8)
@@ -44,8 +53,6 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def prompt(text: str = "Add 27 and 45.") -> tuple[int, ...]:
-    from replicas.torch_engine.checkpoint import load_tokenizer
-
     return prompt_token_ids(load_tokenizer(CHECKPOINT), text)
 
 
@@ -165,3 +172,40 @@ def test_concurrent_streams_equal_each_alone(name: str) -> None:
             assert [tokens(deltas) for deltas in together] == [alone, alone]
 
     asyncio.run(scenario())
+
+
+def test_a_pinned_plan_that_breaks_the_asked_quality_is_rejected(name: str) -> None:
+    async def scenario() -> None:
+        async with running_engine(name) as engine:
+            pinned = request("a", plan=Plan(Mode.DIFFUSION, 8), quality=Quality.EXACT)
+            with pytest.raises(RequestRejected, match="diffusion/8"):
+                await collect(engine, pinned)
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_failed_answers_and_refuses_instead_of_hanging() -> None:
+    async def scenario() -> None:
+        engine = ThreadedEngine(failing_core, {})
+        await engine.start()
+        streams = [collect(engine, request(str(i), plan=AR)) for i in range(2)]
+        outcomes = await asyncio.gather(*streams, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [EngineStopped] * 2
+        assert "device lost" in str(outcomes[0])
+        with pytest.raises(EngineStopped):
+            await collect(engine, request("late"))
+        await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def failing_core() -> TorchEngine:
+    """A real engine whose device is lost at the first forward pass."""
+
+    def forward(batch: Batch, kv: object) -> NoReturn:
+        raise RuntimeError("device lost")
+
+    core = build_engine(
+        load_checkpoint(CHECKPOINT), LoadOptions(device="cpu", threads=1, limits=LIMITS)
+    )
+    return TorchEngine(core.model, core.tokenizer, LIMITS, forward=forward)

@@ -33,7 +33,6 @@ class Diffusion(DecodeMode):
         self._committing = [self.mask_token_id not in block[1:] for block in blocks if block]
         self._blocks = torch.tensor(blocks, device=self.device)
         self._masked = self._blocks == self.mask_token_id
-        self._masked[:, 0] = False  # the seed is known, even if a prompt ends in the mask token
         causal = torch.tensor(self._committing, device=self.device)
         if all(self._committing):
             return Rows(self.group.sequences, self._blocks, causal=True)
