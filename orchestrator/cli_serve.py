@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.app_config import AppConfig
 
 REFRESH_S = 0.25
-_RENAMED = {
+RENAMED = {
     "max_model_len": "max_context_tokens",
     "max_num_seqs": "max_sequences",
     "max_num_batched_tokens": "max_step_tokens",
@@ -88,7 +88,7 @@ def _configuration(
             raise ConfigError(f"{file} is no mapping of options to values")
         values |= read
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    values |= {_RENAMED.get(name, name): value for name, value in given.items()}
+    values |= {RENAMED.get(name, name): value for name, value in given.items()}
     for text in options:
         name, equals, value = text.partition("=")
         if not equals:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.app_config import AppConfig
+from orchestrator.config_page import to_markdown
 from orchestrator.errors import ConfigError
 
 
@@ -43,3 +46,8 @@ def test_a_replica_takes_a_gpu_where_the_device_is_one() -> None:
     assert AppConfig().gpus == 0
     assert AppConfig(device="cuda").gpus == 1
     assert AppConfig(device="cuda", num_gpus=0.5).gpus == 0.5
+
+
+def test_the_configuration_page_says_what_the_models_say() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs/configuration.md"
+    assert page.read_text(encoding="utf-8") == to_markdown()
