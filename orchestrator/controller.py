@@ -51,6 +51,8 @@ class Controller:
         self._service.check_health()
 
     async def __del__(self) -> None:
+        if not hasattr(self, "_rounds"):
+            return  # ended while it was starting
         self._rounds.cancel()
         self._metrics_server.shutdown()
         await self._service.close()

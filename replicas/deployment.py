@@ -92,7 +92,7 @@ class Replica:
         self.metrics_url = self._serve_metrics(options.metrics_host, options.metrics_port)
         self._link = ControlLink(self.name, self.metrics_url, self.engine, self._poll)
         self._link.start()
-        self._is_leaving = False
+        self._is_leaving = False  # last: what `__del__` ends is all there now
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._api(self)
@@ -108,6 +108,8 @@ class Replica:
 
     async def __del__(self) -> None:
         # Serve awaits this once the replica's requests have ended, or their time to do so has.
+        if not hasattr(self, "_is_leaving"):
+            return  # ended while it was loading
         self._is_leaving = True
         self._link.stop()
         self.controller.leave.remote(self.name)
