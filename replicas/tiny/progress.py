@@ -13,6 +13,8 @@ from replicas.tiny.tasks import OPEN_ENDED, TASKS, held_out_set
 from replicas.tiny.tokenizer import MASK, token_id
 from replicas.tiny.train_model import TrainModel
 
+OPEN_ENDED_SHARE = 0.25  # of an open-ended task, relative to all determined tasks together
+
 Counts = list[tuple[int, int]]  # per task: right, total
 Forward = Callable[[Tensor, Tensor, int, Tensor, Tensor], Tensor]
 
@@ -33,15 +35,17 @@ class Progress:
     def weights(self) -> list[float]:
         """Sampling weights: up to 20 times more of a task with errors left.
 
-        An open-ended task never runs out of errors, so it gets half the mean.
+        An open-ended task never runs out of errors, so it gets a fixed share.
         """
         weights = [
             min(5.0, 0.25 + 6.0 * (1 - exact) + 6.0 * (1 - drafted))
             for exact, drafted in zip(self.exact, self.drafted, strict=True)
         ]
-        half = sum(weights) / len(weights) / 2
+        determined = sum(
+            w for name, w in zip(TASKS, weights, strict=True) if name not in OPEN_ENDED
+        )
         return [
-            half if name in OPEN_ENDED else weight
+            OPEN_ENDED_SHARE * determined if name in OPEN_ENDED else weight
             for name, weight in zip(TASKS, weights, strict=True)
         ]
 

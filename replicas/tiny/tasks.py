@@ -84,13 +84,11 @@ def _count(rng: Random) -> tuple[str, str]:
     start, step, total = rng.randint(0, 89), rng.choice([1, 1, 2, 5, 10]), rng.randint(5, 12)
     layout = rng.choice(list(LAYOUTS))
     numbers = [start + step * i for i in range(total)]
-    until = f"Count from {start} to {numbers[-1]}"
     prompt = rng.choice(
         [
             f"Count from {start} in steps of {step}, {total} numbers{layout}",
             f"List {total} numbers from {start} by {step}{layout}",
             f"Write {total} numbers starting at {start}, step {step}{layout}",
-            f"{until}{layout}" if step == 1 else f"{until} by {step}{layout}",
         ]
     )
     return prompt, LAYOUTS[layout].join(map(str, numbers))

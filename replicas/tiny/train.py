@@ -69,8 +69,8 @@ class Worker:
         if args.start:
             load_weights(self.model, args.start)
         self.forward: Forward = torch.compile(self.model)
-        # A continuation draws new documents: another seed, not the first run's stream again.
-        seed = (2000 if args.start else 1000) + rank
+        # Workers draw different documents.
+        seed = 1000 + 100 * args.seed + rank
         self.documents = Documents(self.tokenizer, seed)
         self.batches = Batches(self.documents, ROWS, seed)
         self.optimizers = Optimizers(self.model, rank, args.workers)
@@ -86,7 +86,7 @@ class Worker:
             outcome, size = self._step(step, done)
             step += 1
             tokens += size * self.args.workers
-            recent.append((float(outcome.ar), float(outcome.diffusion)))
+            recent.append((outcome.ar.item(), outcome.diffusion.item()))
             if self.rank:
                 continue
             now = time.process_time()
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--minutes", type=float, default=36.0, help="CPU minutes per worker")
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
+    parser.add_argument("--seed", type=int, default=0, help="a continuation needs another one")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--start", type=Path, help="continue from this checkpoint folder")
     parser.add_argument("--peak", type=float, default=1.0, help="factor on both learning rates")
