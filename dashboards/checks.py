@@ -36,6 +36,8 @@ VALUES = {
     "__range": f"{SHOWN_S}s",
 }
 """As Grafana would have them for an hour at one point a scrape."""
+RULES_PATH = "../../../dashboards/rules/"
+"""Where unit tests say that the rules are."""
 LEVELS = {"replica": {"job", "replica"}, "replica_plan": {"job", "replica", "plan"}, "slo": {"job"}}
 """Labels that a recorded series has by the first part of its name."""
 
@@ -70,7 +72,6 @@ def check(kit: Kit, queries: Queries) -> Iterator[Finding]:
         yield from _found(f"{uid}: lint", lint_board(board, kit.recorded))
         yield from _found(f"{uid}: round trip", roundtrip.lost(board))
     yield from _found("rules: lint", lint_rules(kit.groups, kit.runbook))
-    yield from _found("rules: unit tests", _unit_tests(kit))
     yield from _found("catalogue", _coverage(kit))
     yield from _found("build --check", _stale(kit))
     for board in kit.boards:
@@ -81,12 +82,15 @@ def check(kit: Kit, queries: Queries) -> Iterator[Finding]:
         yield rule["alert"], _problem(_alert, rule, queries)
     for selector in sorted({s for expr in kit.expressions for s in promql.selectors_in(expr)}):
         yield f"selector {selector}", _problem(_selector, selector, queries)
+    yield from _found("rules: unit tests", _unit_tests(kit))
 
 
 def _found(where: str, problems: Iterator[str]) -> Iterator[Finding]:
-    listed = list(problems)
-    yield from ((where, problem) for problem in listed)
-    if not listed:
+    is_good = True
+    for problem in problems:
+        is_good = False
+        yield where, problem
+    if is_good:
         yield where, ""
 
 
@@ -165,31 +169,30 @@ def _selector(selector: str, queries: Queries) -> str:
 
 
 @lru_cache
-def _tested(rules: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """What promtool says about rules and their unit tests; the same rules are not tested twice."""
+def _failure(test: Path, rules: tuple[tuple[str, str], ...]) -> str:
+    """What promtool says of rules and one file of unit tests; the same is not run twice."""
     with tempfile.TemporaryDirectory(prefix="trimode-rules-") as folder:
         for name, text in rules:
             Path(folder, name).write_text(text, encoding="utf-8")
-        tests = []
-        for path in sorted(UNIT_TESTS.glob("*.test.yml")):
-            text = path.read_text(encoding="utf-8").replace("../../../dashboards/rules/", "")
-            tests.append(Path(folder, path.name))
-            tests[-1].write_text(text, encoding="utf-8")
+        copy = Path(folder, test.name)
+        copy.write_text(test.read_text(encoding="utf-8").replace(RULES_PATH, ""), encoding="utf-8")
         try:
-            promtool("check", "rules", *(Path(folder, name) for name, _ in rules))
-            promtool("test", "rules", *tests)
+            promtool("test", "rules", copy)
         except PrometheusError as error:
-            return (str(error),)
-    return ()
+            return str(error)
+    return ""
 
 
 def _unit_tests(kit: Kit) -> Iterator[str]:
-    yield from _tested(tuple(kit.rules.items()))
-    fired, quiet = set(), set()
-    for path in UNIT_TESTS.glob("*.test.yml"):
-        for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]:
-            for case in test.get("alert_rule_test", ()):
-                (fired if case["exp_alerts"] else quiet).add(case["alertname"])
+    fired = set()
+    for path in sorted(UNIT_TESTS.glob("*.test.yml")):
+        page = yaml.safe_load(path.read_text(encoding="utf-8"))
+        names = [name.removeprefix(RULES_PATH) for name in page["rule_files"]]
+        problem = _failure(path, tuple((name, kit.rules[name]) for name in names))
+        if problem:
+            yield problem
+        cases = [case for test in page["tests"] for case in test.get("alert_rule_test", ())]
+        fired |= {case["alertname"] for case in cases if case["exp_alerts"]}
     for alert in kit.alerts:
         if alert["alert"] not in fired:
             yield f"no unit test makes {alert['alert']} fire"

@@ -71,8 +71,10 @@ def _recolour(panel: Json) -> None:
 
 
 def _edited_by_hand(kit: Kit) -> Kit:
-    path = next(iter(kit.files))
-    return replace(kit, files={**kit.files, path: kit.files[path].replace("Now", "Then", 1)})
+    path, text = next(iter(kit.files.items()))
+    return replace(
+        kit, files={**kit.files, path: text.replace('"refresh": "10s"', '"refresh": "5s"')}
+    )
 
 
 MUTATIONS: dict[str, Mutation] = {

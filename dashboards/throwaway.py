@@ -37,6 +37,7 @@ class Server:
         self._config = folder / "prometheus.yml"
         self._config.write_text(json.dumps({"rule_files": [str(path) for path in rules]}))
         self._process: subprocess.Popen[bytes] | None = None
+        self._client = httpx.Client(timeout=60, trust_env=False)
         self.url = ""
 
     def start(self) -> None:
@@ -56,6 +57,10 @@ class Server:
             process.kill()
             process.wait()
 
+    def close(self) -> None:
+        self.stop()
+        self._client.close()
+
     def restart(self) -> None:
         self.stop()
         self.start()
@@ -67,7 +72,7 @@ class Server:
             ValueError: Prometheus' own words on what is wrong with the query.
         """
         url = f"{self.url}/api/v1/{path}"
-        answer = httpx.get(url, params=params, timeout=30, trust_env=False).json()
+        answer = self._client.get(url, params=params).json()
         if answer["status"] != "success":
             raise ValueError(answer["error"])
         return answer["data"]
@@ -89,7 +94,7 @@ class Server:
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/-/ready", trust_env=False).status_code == 200:
+                if self._client.get(f"{self.url}/-/ready").status_code == 200:
                     # Whoever answered must be our own child, not another one on its port.
                     return self._process.poll() is None
             time.sleep(0.1)
@@ -100,11 +105,11 @@ class Server:
 @contextmanager
 def serving(folder: Path, rules: list[Path]) -> Iterator[Server]:
     server = Server(folder, rules)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
-        server.stop()
+        server.close()
 
 
 def promtool(*arguments: str | Path) -> str:
