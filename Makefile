@@ -22,6 +22,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m replicas.metrics --check
+	$(BIN)/python -m orchestrator.config_page --check
+	$(BIN)/python -m dashboards.build --check
+	$(BIN)/python scripts/readme_tree.py --check
 
 test: setup
 	$(BIN)/pytest
@@ -29,6 +33,7 @@ test: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/readme_tree.py
 
 bench: setup
 	$(BIN)/python -m benchmarks.modes

@@ -1,32 +1,47 @@
 """Measure a checkpoint per task and plan: `python -m replicas.tiny.evaluate CHECKPOINT --n 100`."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer
-
-from replicas.tiny.decoder import Decoder, Network, Output, Plan
+from policies.vocabulary import AR, Plan, Schedule
+from replicas.engine import FinishReason, Request, SamplingParams
+from replicas.tiny import CHECKPOINT
 from replicas.tiny.tasks import TASKS, Sample, correct, held_out_set, well_formed
-from replicas.tiny.tokenizer import ASSISTANT, EOS, USER, token_id
+from replicas.torch_engine.checkpoint import Checkpoint, load_checkpoint
+from replicas.torch_engine.engine import EngineLimits, TorchEngine
+from replicas.torch_engine.loader import LoadOptions, build_engine, prompt_token_ids
 
-PLANS = [
-    Plan("ar"),
-    Plan("self_speculation", 4),
-    Plan("self_speculation", 8),
-    Plan("self_speculation", 16),
-    Plan("self_speculation", 32),
-    Plan("diffusion", 8, 0.9),
-    Plan("diffusion", 16, 0.9),
-]
+PLANS = (
+    "ar",
+    "self_speculation/4",
+    "self_speculation/8",
+    "self_speculation/16",
+    "self_speculation/32",
+    "diffusion/8",
+    "diffusion/16",
+)
+LIMITS = EngineLimits(max_context_tokens=512, max_sequences=32, kv_tokens=0)
+MAX_TOKENS = 200
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine made of one prompt; `text` is None if it did not end by itself."""
+
+    tokens: tuple[int, ...]
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
-    """Counts over `n` held-out prompts; `per_iteration` is tokens per decoder iteration."""
+    """Counts over `n` held-out prompts; `per_iteration` is tokens per sequence and step: one draft
+    and verify in self-speculation, one forward in AR and diffusion (committing ones counted)."""
 
     n: int
     exact: int
@@ -35,32 +50,46 @@ class Score:
     per_iteration: float
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a one-turn chat, up to where the answer begins."""
-    user, assistant = token_id(tokenizer, USER), token_id(tokenizer, ASSISTANT)
-    return [user, *tokenizer.encode(prompt).ids, assistant]
+def decode(
+    checkpoint: Checkpoint, prompts: Sequence[str], plan: Plan, dtype: str = "float32"
+) -> tuple[list[Answer], float]:
+    """Greedy answers to one-turn chats, and tokens per sequence and step."""
+    options = LoadOptions(device="cpu", dtype=dtype, threads=1, limits=LIMITS)
+    engine = build_engine(checkpoint, options, Schedule.pinned(plan))
+    for i, prompt in enumerate(prompts):
+        ids = prompt_token_ids(checkpoint.tokenizer, prompt)
+        engine.submit(Request(str(i), ids, SamplingParams(max_tokens=MAX_TOKENS)))
+    answers = _run(engine, len(prompts))
+    counters = engine.report().plans[Plan(plan.mode, plan.block_length)]
+    return answers, counters.committed / max(1, counters.sequence_steps)
 
 
-def answer_text(tokenizer: Tokenizer, output: Output) -> str | None:
-    """The answer, or nothing if it did not end."""
-    if output.tokens[-1] != token_id(tokenizer, EOS):
-        return None
-    return tokenizer.decode(output.tokens[:-1], skip_special_tokens=False)
+def _run(engine: TorchEngine, count: int) -> list[Answer]:
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    texts: list[str] = [""] * count
+    ended = [False] * count
+    while engine.has_work:
+        for delta in engine.step():
+            index = int(delta.request_id)
+            tokens[index].extend(delta.token_ids)
+            texts[index] += delta.text
+            ended[index] = delta.finish_reason is FinishReason.STOP
+    return [
+        Answer(tuple(t), text if end else None)
+        for t, text, end in zip(tokens, texts, ended, strict=True)
+    ]
 
 
 def score(
-    samples: list[Sample], answers: list[str | None], outputs: list[Output], ar: list[Output]
+    samples: list[Sample], answers: list[Answer], ar: list[Answer], per_iteration: float
 ) -> Score:
-    pairs = list(zip(samples, answers, strict=True))
-    tokens = sum(len(output.tokens) - 1 for output in outputs)
+    pairs = [(s, a.text) for s, a in zip(samples, answers, strict=True) if a.text is not None]
     return Score(
         n=len(samples),
-        exact=sum(text is not None and correct(s, text) for s, text in pairs),
-        well_formed=sum(
-            text is not None and well_formed(s.task, s.prompt, text) for s, text in pairs
-        ),
-        same_as_ar=sum(o.tokens == a.tokens for o, a in zip(outputs, ar, strict=True)),
-        per_iteration=round(tokens / max(1, sum(output.iterations for output in outputs)), 2),
+        exact=sum(correct(sample, text) for sample, text in pairs),
+        well_formed=sum(well_formed(s.task, s.prompt, text) for s, text in pairs),
+        same_as_ar=sum(a.tokens == b.tokens for a, b in zip(answers, ar, strict=True)),
+        per_iteration=round(per_iteration, 2),
     )
 
 
@@ -79,40 +108,36 @@ def table(scores: dict[str, dict[str, Score]], column: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--json", type=Path, help="where to write scores and every answer")
     parser.add_argument("--n", type=int, default=100, help="held-out prompts per task")
-    parser.add_argument("--plans", nargs="*", help="only these, as printed: ar/1 diffusion/8@0.9")
+    parser.add_argument("--plans", nargs="*", default=PLANS, help="ar is always among them")
     parser.add_argument("--tasks", nargs="*", default=TASKS)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     args = parser.parse_args()
-    tokenizer = Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
-    decoder = Decoder(Network(args.checkpoint, getattr(torch, args.dtype)))
+    checkpoint = load_checkpoint(args.checkpoint)
     scores: dict[str, dict[str, Score]] = {}
-    answers: dict[str, dict[str, list[dict[str, str | None]]]] = {}
-    ar: dict[str, list[Output]] = {}
-    for plan in PLANS:
-        name = str(plan)
-        if args.plans and name not in args.plans and plan.mode != "ar":
-            continue
+    texts: dict[str, dict[str, list[dict[str, str | None]]]] = {}
+    ar: dict[str, list[Answer]] = {}
+    for name in dict.fromkeys([str(AR), *args.plans]):
         begin = time.monotonic()
-        scores[name], answers[name] = {}, {}
+        scores[name], texts[name] = {}, {}
         for task in args.tasks:
             samples = held_out_set(task, args.n)
-            outputs = decoder.decode([prompt_tokens(tokenizer, s.prompt) for s in samples], plan)
-            texts = [answer_text(tokenizer, output) for output in outputs]
-            ar.setdefault(task, outputs)
-            scores[name][task] = score(samples, texts, outputs, ar[task])
-            answers[name][task] = [
-                {"prompt": s.prompt, "reference": s.answer, "answer": text}
-                for s, text in zip(samples, texts, strict=True)
+            prompts = [s.prompt for s in samples]
+            answers, per_iteration = decode(checkpoint, prompts, Plan.parse(name), args.dtype)
+            ar.setdefault(task, answers)
+            scores[name][task] = score(samples, answers, ar[task], per_iteration)
+            texts[name][task] = [
+                {"prompt": s.prompt, "reference": s.answer, "answer": a.text}
+                for s, a in zip(samples, answers, strict=True)
             ]
         print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
     for column in ("exact", "well_formed", "same_as_ar", "per_iteration"):
         print(f"\n{column}\n{table(scores, column)}")
     if args.json:
         plain = {p: {t: asdict(s) for t, s in by.items()} for p, by in scores.items()}
-        args.json.write_text(json.dumps({"scores": plain, "answers": answers}, indent=1))
+        args.json.write_text(json.dumps({"scores": plain, "answers": texts}, indent=1))
 
 
 if __name__ == "__main__":

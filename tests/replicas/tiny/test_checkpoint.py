@@ -5,31 +5,31 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from policies.vocabulary import AR, Mode, Plan
+from replicas.engine import Request
 from replicas.tiny import CHECKPOINT
 from replicas.tiny.batches import Batches, Documents
-from replicas.tiny.decoder import Decoder, Network, Plan
-from replicas.tiny.evaluate import answer_text, prompt_tokens
+from replicas.tiny.checkpoint import save_checkpoint
+from replicas.tiny.evaluate import LIMITS, decode
 from replicas.tiny.progress import evaluate_batch
 from replicas.tiny.tasks import OPEN_ENDED, TASKS, correct, held_out_set
 from replicas.tiny.tokenizer import build_tokenizer
 from replicas.tiny.train_model import Shape, TrainModel, rotary_table, yarn_inverse_frequencies
+from replicas.torch_engine.batch import Packer, Rows
+from replicas.torch_engine.checkpoint import Checkpoint, load_checkpoint
+from replicas.torch_engine.loader import LoadOptions, build_engine
+from replicas.torch_engine.sequence import Sequence
 
 DETERMINED = sorted(set(TASKS) - OPEN_ENDED)
 PROMPTS_PER_TASK = 4
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Decoder:
-    return Decoder(Network(CHECKPOINT))
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+def checkpoint() -> Checkpoint:
+    return load_checkpoint(CHECKPOINT)
 
 
 def test_the_checkpoint_is_at_most_12_megabytes() -> None:
@@ -78,33 +78,41 @@ def test_rotary_frequencies_are_those_of_transformers() -> None:
     torch.testing.assert_close(yarn_inverse_frequencies(shape), frequencies)
 
 
-def test_the_cached_network_computes_what_the_training_network_does(tmp_path) -> None:
+def test_the_engine_computes_what_the_training_network_does(tmp_path) -> None:
     """One noisy block and its clean prefix, through both implementations, in float32."""
-    from replicas.tiny.checkpoint import save_checkpoint
-
     torch.manual_seed(0)
     built = build_tokenizer()
-    model = TrainModel(Shape(vocab=built.get_vocab_size(), layers=2)).eval()
-    for parameter in model.parameters():
+    trained = TrainModel(Shape(vocab=built.get_vocab_size(), layers=2)).eval()
+    for parameter in trained.parameters():
         parameter.data = parameter.data.bfloat16().float()
-    save_checkpoint(model, built, tmp_path)
-    network = Network(tmp_path)
-    network.allocate(1, 12)
+    save_checkpoint(trained, built, tmp_path)
     tokens = torch.randint(6, 800, (1, 12))
-    start = torch.tensor([8])
-    clean = network.forward(tokens[:, :8], torch.tensor([0]), torch.tensor([True]))
-    block = network.forward(tokens[:, 8:], start, torch.tensor([False]))
     causal = torch.full((8, 8), -1e4).triu(1)[None, None]
     seen = torch.zeros(1, 1, 4, 12)
     with torch.no_grad():
-        cos, sin = rotary_table(model.shape, 12)
-        x = model.embedding(tokens)
-        for layer in model.layers:
+        cos, sin = rotary_table(trained.shape, 12)
+        x = trained.embedding(tokens)
+        for layer in trained.layers:
             x = layer(x, cos, sin, 8, causal, seen)
-        norm = torch.nn.functional.rms_norm(x, (256,), model.norm, model.shape.norm_eps)
-        expected = model.logits(norm)
-    expected[..., network.mask_id] = -torch.inf
-    torch.testing.assert_close(torch.cat([clean, block], 1), expected, atol=1e-3, rtol=1e-3)
+        norm = torch.nn.functional.rms_norm(x, (256,), trained.norm, trained.shape.norm_eps)
+        expected = trained.logits(norm)
+    checkpoint = load_checkpoint(tmp_path)
+    expected[..., checkpoint.config.mask_token_id] = -torch.inf
+    engine = build_engine(checkpoint, LoadOptions(device="cpu", threads=1, limits=LIMITS))
+    sequence = Sequence(
+        request=Request("a", tuple(tokens[0].tolist())),
+        arrival=0,
+        seed=0,
+        eos_token_ids=frozenset(),
+        row=0,
+    )
+    packer = Packer(engine.pool, groups=2, dtype=torch.float32, device=torch.device("cpu"))
+    rows = Rows([sequence], tokens[:, :8], causal=True)
+    clean = engine.model.forward(packer.pack([rows]), engine.pool.layers)
+    sequence.cached = 8
+    rows = Rows([sequence], tokens[:, 8:], causal=False)
+    block = engine.model.forward(packer.pack([rows]), engine.pool.layers)
+    torch.testing.assert_close(torch.cat([clean, block]), expected[0], atol=1e-3, rtol=1e-3)
 
 
 def test_a_training_batch_hides_the_future_and_gives_finite_losses() -> None:
@@ -124,22 +132,23 @@ def test_a_training_batch_hides_the_future_and_gives_finite_losses() -> None:
 
 
 @pytest.mark.parametrize("task", DETERMINED)
-@pytest.mark.parametrize("plan", [Plan("ar"), Plan("diffusion", 8, 0.9)], ids=str)
+@pytest.mark.parametrize("plan", ["ar", "diffusion/8"])
 def test_held_out_prompts_are_answered_exactly(
-    decoder: Decoder, tokenizer: Tokenizer, task: str, plan: Plan
+    checkpoint: Checkpoint, task: str, plan: str
 ) -> None:
     samples = held_out_set(task, PROMPTS_PER_TASK)
-    outputs = decoder.decode([prompt_tokens(tokenizer, s.prompt) for s in samples], plan)
-    for sample, output in zip(samples, outputs, strict=True):
-        assert correct(sample, answer_text(tokenizer, output) or ""), sample.prompt
+    answers, _ = decode(checkpoint, [s.prompt for s in samples], Plan.parse(plan))
+    for sample, answer in zip(samples, answers, strict=True):
+        assert correct(sample, answer.text or ""), sample.prompt
 
 
 @pytest.mark.parametrize("block", [4, 8, 16, 32])
 def test_self_speculation_is_identical_to_ar_and_takes_fewer_iterations(
-    decoder: Decoder, tokenizer: Tokenizer, block: int
+    checkpoint: Checkpoint, block: int
 ) -> None:
-    prompts = [prompt_tokens(tokenizer, s.prompt) for task in TASKS for s in held_out_set(task, 2)]
-    ar = decoder.decode(prompts, Plan("ar"))
-    fast = decoder.decode(prompts, Plan("self_speculation", block))
-    assert [output.tokens for output in fast] == [output.tokens for output in ar]
-    assert sum(o.iterations for o in fast) < sum(o.iterations for o in ar) / 2
+    prompts = [s.prompt for task in TASKS for s in held_out_set(task, 2)]
+    ar, one_per_step = decode(checkpoint, prompts, AR)
+    fast, per_round = decode(checkpoint, prompts, Plan(Mode.SELF_SPECULATION, block))
+    assert [answer.tokens for answer in fast] == [answer.tokens for answer in ar]
+    assert one_per_step == 1
+    assert per_round > 2
