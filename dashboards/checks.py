@@ -10,11 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dashboards import promql, roundtrip
 from dashboards.build import built
-from dashboards.kit import UNIT_TESTS, Kit
+from dashboards.kit import UNIT_TESTS, Kit, parse_yaml
 from dashboards.lint import lint_board, lint_rules, uncovered
 from dashboards.throwaway import PrometheusError, Server, promtool
 from dashboards.trace import SCRAPE_S, SPAN_S
@@ -186,7 +184,7 @@ def _failure(test: Path, rules: tuple[tuple[str, str], ...]) -> str:
 def _unit_tests(kit: Kit) -> Iterator[str]:
     fired = set()
     for path in sorted(UNIT_TESTS.glob("*.test.yml")):
-        page = yaml.safe_load(path.read_text(encoding="utf-8"))
+        page = parse_yaml(path.read_text(encoding="utf-8"))
         names = [name.removeprefix(RULES_PATH) for name in page["rule_files"]]
         problem = _failure(path, tuple((name, kit.rules[name]) for name in names))
         if problem:

@@ -216,9 +216,10 @@ def loop_health() -> Iterator[Panel]:
     )
     yield p.bars(
         "Replicas on an older controller's schedule",
-        "By how much the schedule's controller is older than the one that runs; 0 is up to date.",
+        "By how much the schedule's controller is older than the one that runs; 0 is up to date. "
+        "A replica that never got a schedule is left out.",
         f"(max by (job) (trimode_controller_epoch{{{APP}}}) - on (job) group_right () "
-        f"max by (job, replica) (trimode_schedule_epoch{{{SELECT}}})) / 1e9",
+        f"max by (job, replica) (trimode_schedule_epoch{{{SELECT}}} > 0)) / 1e9",
         "{{replica}}",
         unit="s",
         w=8,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from dashboards.build import GENERATED, PROMETHEUS_RULE, ROOT, RULES
 
@@ -16,6 +17,12 @@ REPOSITORY = ROOT.parent
 RUNBOOK = REPOSITORY / "docs/runbook.md"
 UNIT_TESTS = REPOSITORY / "tests/dashboards/rules"
 Json = dict[str, Any]
+
+
+@cache
+def parse_yaml(text: str) -> Any:
+    """For reading only: the same text gives the same objects, since parsing is slow."""
+    return yaml.safe_load(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Kit:
 
     @property
     def groups(self) -> list[Json]:
-        return [group for text in self.rules.values() for group in yaml.safe_load(text)["groups"]]
+        return [group for text in self.rules.values() for group in parse_yaml(text)["groups"]]
 
     @property
     def recording(self) -> list[Json]:

@@ -48,9 +48,9 @@ def _layout(panels: list[Json]) -> Iterator[str]:
     if len(set(ids)) != len(ids):
         yield "panels share an id"
     for panel in panels:
-        at = panel["gridPos"]
+        at, title = panel["gridPos"], str(panel["title"])
         if at["x"] + at["w"] > WIDTH:
-            yield f"panel {panel['title']!r} goes beyond the right edge"
+            yield f"panel {title!r} goes beyond the right edge"
         area = [
             (x, y)
             for x in range(at["x"], at["x"] + at["w"])
@@ -58,8 +58,8 @@ def _layout(panels: list[Json]) -> Iterator[str]:
         ]
         other = next((cells[cell] for cell in area if cell in cells), None)
         if other is not None:
-            yield f"panel {panel['title']!r} overlaps {other!r}"
-        cells |= dict.fromkeys(area, panel["title"])
+            yield f"panel {title!r} overlaps {other!r}"
+        cells |= dict.fromkeys(area, title)
 
 
 def _panel(panel: Json, variables: set[str], recorded: set[str]) -> Iterator[str]:

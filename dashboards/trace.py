@@ -207,7 +207,7 @@ def _signals(name: str, engine: SimulatedEngine, age_s: float) -> Signals:
         "tpot_p95_s": 0.02 if engine.decoding else None,
     }
     readings = {key: Reading(value, age_s) for key, value in known.items()}
-    return Signals(name, plan=engine.governor.plan, **readings)
+    return Signals(name, plan=engine.governor.plan, **readings)  # type: ignore[arg-type]
 
 
 def openmetrics(start: float) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from dashboards import trace
 from dashboards.build import RULES
@@ -56,7 +56,7 @@ def _verify(verbose: bool, keep_s: float) -> int:
             if problem or verbose:
                 print(f"{'FAIL' if problem else 'ok  '} {where}{': ' * bool(problem)}{problem}")
         asked, problems = queries.asked, sum(bool(problem) for _, problem in findings)
-        missed = [] if problems else list(unnoticed(kit, queries))
+        missed = [] if problems else list(_unnoticed(kit, queries, verbose))
         for name in missed:
             print(f"FAIL the verifier does not notice {name} broken")
         caught = 0 if problems else len(MUTATIONS) - len(missed)
@@ -71,11 +71,14 @@ def _verify(verbose: bool, keep_s: float) -> int:
     return bool(problems or missed)
 
 
-def unnoticed(kit: Kit, queries: Queries) -> Iterator[str]:
+def _unnoticed(kit: Kit, queries: Queries, verbose: bool) -> Iterator[str]:
     """Mutations that no check finds."""
     for name, mutate in MUTATIONS.items():
-        if not any(problem for _, problem in check(mutate(kit), queries)):
+        found = next((f for f in check(mutate(kit), queries) if f[1]), None)
+        if found is None:
             yield name
+        elif verbose:
+            print(f"caught {name}: {found[0]}: {found[1][:200]}")
 
 
 @contextmanager
