@@ -265,7 +265,7 @@ def _was_it_right() -> Iterator[Panel]:
         p.pie(
             "Time in plan",
             "Share of replica time over the selected time.",
-            f"sum by (plan) (avg_over_time(trimode_plan_active{{{SELECT}}}[$__range])) > 0",
+            f"avg by (plan) (avg_over_time(trimode_plan_active{{{SELECT}}}[$__range])) > 0",
             "{{plan}}",
             unit="percentunit",
             w=12,
