@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import shutil
 import signal
 import socket
@@ -31,11 +30,11 @@ def is_installed() -> bool:
 class Server:
     """Answers queries. `start` and `stop` it to make it see blocks that were written meanwhile."""
 
-    def __init__(self, folder: Path, rules: list[Path]) -> None:
+    def __init__(self, folder: Path, config: str) -> None:
         self.data = folder / "data"
         self._log = folder / "prometheus.log"
         self._config = folder / "prometheus.yml"
-        self._config.write_text(json.dumps({"rule_files": [str(path) for path in rules]}))
+        self._config.write_text(config, encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
         self._client = httpx.Client(timeout=60, trust_env=False)
         self.url = ""
@@ -103,8 +102,9 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, rules: list[Path]) -> Iterator[Server]:
-    server = Server(folder, rules)
+def serving(folder: Path, config: str = "{}") -> Iterator[Server]:
+    """A server with this configuration, which is YAML and lies in `folder`."""
+    server = Server(folder, config)
     try:
         server.start()
         yield server

@@ -90,7 +90,7 @@ def backfilled() -> Iterator[Server]:
         page.write_text("\n".join(trace.openmetrics(START)) + "\n", encoding="utf-8")
         data = folder / "data"
         promtool("tsdb", "create-blocks-from", "openmetrics", page, data)
-        with serving(folder, list(RULES)) as server:
+        with serving(folder) as server:
             for rules in _passes(folder):
                 _backfill(rules, server)
                 server.restart()  # blocks are found at the start

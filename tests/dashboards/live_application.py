@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, start_http_server
 
 from dashboards.simulation import Hardware, SimulatedEngine
 from orchestrator.api.control import build_control_api
@@ -28,6 +29,7 @@ from policies.threshold import Threshold
 from policies.vocabulary import Plan, Schedule, all_plans
 from replicas.control_link import Call
 from replicas.governor import Governor
+from replicas.metrics import ReplicaMetrics
 
 KEY = "live-view-key"
 PIN_AFTER = 90
@@ -73,6 +75,8 @@ class Live(ControlService):
         guard = Guard(Predicting(), Rules(allowed=frozenset(all_plans())), name="predicting")
         super().__init__(guard, Source(self.engines), clock=lambda: self.now)
         self.looks = 0
+        self.pages = {name: _serve(_exporter(e).registry) for name, e in self.engines.items()}
+        self.extra_targets = (_serve(self.metrics.registry),)
 
     async def replicas(self) -> Sequence[Mapping[str, Any]]:
         await self.second()
@@ -85,7 +89,7 @@ class Live(ControlService):
             load = 20 + 19 * math.sin(self.looks / 17 + 2 * index)
             engine.step(self.now, max(0, round(load)))
             schedule = engine.governor.schedule
-            call = Call(name, f"http://127.0.0.1:9/{index}", schedule, None, engine.report())
+            call = Call(name, self.pages[name], schedule, None, engine.report())
             with suppress(TimeoutError):  # nothing new: a poll would be held
                 await asyncio.wait_for(self.poll(call), 0.005)
             issued = self.state.schedules.get(name)
@@ -95,6 +99,21 @@ class Live(ControlService):
             await self.pin("replica-0", PIN, 300.0)
         self.signals = await self._source.collect(dict.fromkeys(self.engines, ""), self.now)
         self._decide()
+
+
+def _exporter(engine: SimulatedEngine) -> ReplicaMetrics:
+    switched = engine.governor
+    return ReplicaMetrics(
+        engine.name,
+        "demo",
+        engine,  # type: ignore[arg-type]  # only what the exporter asks for
+        switched=lambda: switched.switched,
+    )
+
+
+def _serve(registry: CollectorRegistry) -> str:
+    server, _ = start_http_server(0, "127.0.0.1", registry)
+    return f"http://127.0.0.1:{server.server_port}/metrics"
 
 
 def _signals(name: str, engine: SimulatedEngine) -> Signals:

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -20,7 +22,8 @@ from dashboards import build, checks, roundtrip, verify
 from dashboards.kit import REPOSITORY, UNIT_TESTS, Kit
 from dashboards.lint import lint_board, lint_rules
 from dashboards.plans import PLAN_CODES
-from dashboards.throwaway import is_installed, promtool
+from dashboards.throwaway import is_installed, promtool, serving
+from tests.dashboards.live_application import KEY, running
 
 needs_prometheus = pytest.mark.skipif(not is_installed(), reason=verify.MISSING)
 KIT = Kit.load()
@@ -68,6 +71,48 @@ def test_prometheus_accepts_its_configuration() -> None:
 
 
 @needs_prometheus
+def test_the_shipped_configuration_finds_scrapes_and_records_an_application(tmp_path: Path) -> None:
+    config = (REPOSITORY / "deploy/prometheus/prometheus.yml").read_text("utf-8")
+    (tmp_path / "admin-key").write_text(KEY)
+    with running() as address:
+        for old, new in {
+            "http://127.0.0.1:8000": address,
+            "../../dashboards": str(REPOSITORY / "dashboards"),
+            "scrape_interval: 5s": "scrape_interval: 1s",
+            "refresh_interval: 5s": "refresh_interval: 1s",
+        }.items():
+            assert old in config
+            config = config.replace(old, new)
+        headers = {"authorization": f"Bearer {KEY}"}
+        with serving(tmp_path, config) as server:
+
+            def ask(expr: str) -> dict[str, float]:
+                # Every look at the replicas is a second of work for them.
+                httpx.get(f"{address}/control/v1/replicas", headers=headers)
+                rows = server.api("query", query=expr)["result"]
+                return {" ".join(row["metric"].values()): float(row["value"][1]) for row in rows}
+
+            assert _eventually(lambda: ask("count by (job, component) (up == 1)")) == {
+                "replica trimode": 2.0,
+                "controller trimode": 1.0,
+            }
+            codes = _eventually(lambda: ask("max by (replica) (replica:trimode_plan:code)"))
+            assert codes.keys() == {"replica-0", "replica-1"}
+            assert _eventually(lambda: ask("sum by (job) (trimode_decisions_total) > 0"))
+
+
+def _eventually(answer: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The first answer that is the same twice and not empty, or the last one."""
+    deadline, last = time.monotonic() + 45, answer()
+    while time.monotonic() < deadline:
+        time.sleep(2.5)
+        last, before = answer(), last
+        if last and last.keys() == before.keys():
+            break
+    return last
+
+
+@needs_prometheus
 def test_promtool_accepts_the_rules() -> None:
     promtool("check", "rules", *build.RULES)
 
@@ -95,7 +140,7 @@ def test_every_query_has_data_and_every_mutation_is_noticed(
 def test_a_killed_verifier_leaves_no_server_behind(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from dashboards.throwaway import Server;"
-        "s = Server(pathlib.Path(sys.argv[1]), []); s.start();"
+        "s = Server(pathlib.Path(sys.argv[1]), '{}'); s.start();"
         "print(s._process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(
