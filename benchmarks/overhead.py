@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ LEVELS = (1, 8, 32)
 PROMPT = tuple(range(20, 52))
 MAX_TOKENS = 128
 WARM_S = 2.0
+THINK_S = 0.040  # a few steps
 ADMIN = "benchmark"
 SWITCH_STREAMS, SWITCH_SEQUENCES = 16, 8  # both replicas full
 ENGINES = {"paced": "benchmarks.paced:open_engine", "torch": "torch"}
@@ -69,12 +71,17 @@ class Window:
 
 
 async def closed_loop(streams: int, seconds: float, ask: Callable[[int], Any]) -> Window:
-    """`streams` clients, each asking again at once; `ask` yields once for every token."""
+    """`streams` clients, each asking again soon; `ask` yields once for every token.
+
+    They think a little, or all would ask in the same instant, and always just before a step.
+    """
     opens_at = time.perf_counter() + WARM_S
     window = Window(opens_at, opens_at + seconds)
 
     async def client(index: int) -> None:
+        noise = Random(index)
         while time.perf_counter() < window.closes_at:
+            await asyncio.sleep(noise.uniform(0.0, THINK_S))
             began, is_first = time.perf_counter(), True
             async for _ in ask(index):
                 now = time.perf_counter()
@@ -169,6 +176,7 @@ def serving(engine: str, haproxy: bool) -> Iterator[tuple[int, Callable[..., Non
     """A cluster of this process's own; gives Serve's port and what deploys an application."""
     folder = tempfile.mkdtemp(prefix="tm")
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "HOME": folder}
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 yields to everything else
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
     if haproxy:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
@@ -236,7 +244,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="paced")
     parser.add_argument("--haproxy", action="store_true", help="HAProxy in place of Serve's proxy")
     options = parser.parse_args()
-    rounds, seconds, pins = (1, 3.0, 12) if options.quick else (3, 8.0, 60)
+    rounds, seconds, pins = (1, 5.0, 12) if options.quick else (3, 6.0, 60)
     console = make_console()
     facts = provenance(torch.device("cpu"))
     print_provenance(console, facts)

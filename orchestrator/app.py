@@ -104,6 +104,8 @@ def connect(address: str | None, *, quiet: bool = True) -> bool:
     except ConnectionError:
         if address is not None:
             raise
+        # Ray's default of 15 lets everything else on the machine go before a token.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(address="local", **options)
         return True
     return False

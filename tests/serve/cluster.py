@@ -62,6 +62,7 @@ def ray_cluster() -> Iterator[int]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_worker_niceness": "0",  # else whatever runs beside the tests goes first
         "PYTHONPATH": str(ROOT),
     }
     with environment(own):
