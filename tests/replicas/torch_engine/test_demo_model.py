@@ -11,9 +11,9 @@ import torch
 from policies.vocabulary import Plan, Quality
 from replicas.engine import FinishReason
 from replicas.tiny import CHECKPOINT
-from replicas.tiny.evaluate import prompt_tokens
 from replicas.tiny.tasks import TASKS, held_out_set
 from replicas.torch_engine.checkpoint import load_checkpoint
+from replicas.torch_engine.loader import prompt_token_ids
 from tests.replicas.torch_engine.builders import (
     build_engine,
     build_model,
@@ -51,14 +51,14 @@ def tokenizer(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def answers(checkpoint, tokenizer):
+def answers(checkpoint):
     """Prompt -> transformers' greedy answer, up to the end of sequence, where every choice is
     clear."""
     weights = {n: w.float() for n, w in checkpoint.weights.items()}
     reference, found = transformers_model(checkpoint.config, weights), {}
     for task in TASKS:
         for sample in held_out_set(task, 2):
-            prompt = tuple(prompt_tokens(tokenizer, sample.prompt))
+            prompt = prompt_token_ids(checkpoint.tokenizer, sample.prompt)
             tokens, gap = greedy_reference(
                 reference, checkpoint.config, prompt, LIMIT, checkpoint.config.eos_token_ids
             )
