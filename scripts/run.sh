@@ -4,7 +4,9 @@
 set -euo pipefail
 bin=$1
 url=http://127.0.0.1:8000
-export RAY_AUTH_MODE="${RAY_AUTH_MODE:-disabled}" RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
+# Ray starts its workers at nice 15 by default; a busy machine would starve them.
+export RAY_AUTH_MODE="${RAY_AUTH_MODE:-disabled}" RAY_worker_niceness="${RAY_worker_niceness:-0}"
+export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 
 "$bin/serve" run orchestrator:app &
 serve=$!
