@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from dashboards import panels as p
 from dashboards.panels import APP, RATE, SELECT, Panel, query
+from dashboards.plans import MODE_COLOURS
+from policies.vocabulary import Mode
 
 
 def _rate(metric: str) -> str:
@@ -68,7 +70,7 @@ def engine_work() -> Iterator[Panel]:
     )
     positions = f"increase(trimode_plan_accepted_at_position_total{{{SELECT}}}[$__range])"
     whole = f'increase(trimode_plan_rounds_total{{{SELECT}, mode="self_speculation"}}[$__range])'
-    yield p.bars(
+    accepted = p.bars(
         "Acceptance by draft position",
         "Share of rounds over the selected time in which a position was accepted, of all rounds "
         "whose block is long enough; 0 is the first drafted token. The twelve most often accepted.",
@@ -79,6 +81,7 @@ def engine_work() -> Iterator[Panel]:
         unit="percentunit",
         w=8,
     )
+    yield p.coloured(accepted, MODE_COLOURS[Mode.SELF_SPECULATION])
     canvas = f"(sum by (plan) ({_rate('trimode_plan_canvas_positions_total')}) > 0)"
     diffusion = f'{SELECT}, mode="diffusion"'
     committed = f"sum by (plan) (rate(trimode_plan_committed_tokens_total{{{diffusion}}}[{RATE}]))"

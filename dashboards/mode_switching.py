@@ -10,6 +10,7 @@ from grafana_foundation_sdk.models import dashboard as model
 from dashboards import panels as p
 from dashboards.internals import engine_work, loop_health
 from dashboards.panels import APP, RATE, SELECT, Panel, Steps, query
+from dashboards.plans import SWITCH_COLOUR
 from dashboards.shell import board
 
 UID = "trimode-mode-switching"
@@ -71,14 +72,14 @@ def _now() -> Iterator[Panel]:
         "short",
     )
     yield number(
-        "Worst prediction error",
+        "Worst error",
         "Largest error of predicted against measured throughput over 5 minutes, of any replica.",
         f"max(abs(replica:trimode_prediction:error_ratio5m{{{SELECT}}}))",
         "percentunit",
         [(None, "green"), (0.15, "yellow"), (0.25, "red")],
     )
     yield number(
-        "Worst share forgone",
+        "Worst forgone",
         "Largest share of throughput that a plan in use gives away, by the policy's predictions.",
         f"max(replica:trimode_plan:forgone_ratio{{{SELECT}}})",
         "percentunit",
@@ -175,7 +176,7 @@ def _why() -> Iterator[Panel]:
         bars=True,
     )
     changes = f"increase(trimode_plan_switches_total{{{SELECT}}}[$__range])"
-    yield p.orange(
+    yield p.coloured(
         p.bars(
             "Switches by direction",
             "From, to and reason over the selected time, the ten most frequent: band is the load, "
@@ -184,7 +185,8 @@ def _why() -> Iterator[Panel]:
             "{{from_plan}} → {{to_plan}}, {{reason}}",
             unit="short",
             w=8,
-        )
+        ),
+        SWITCH_COLOUR,
     )
     yield p.lines(
         "Pins",

@@ -27,7 +27,7 @@ from grafana_foundation_sdk.models import heatmap as heatmap_model
 from grafana_foundation_sdk.models import piechart as piechart_model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from dashboards.plans import MODE_COLOURS, MODE_NAMES, PLAN_CODES, SWITCH_COLOUR, plan_colour
+from dashboards.plans import MODE_COLOURS, MODE_NAMES, PLAN_CODES, plan_colour
 
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 APP = 'job=~"$job"'
@@ -56,9 +56,9 @@ def panel(kind: Any, title: str, why: str, *queries: Any, unit: str, w: int, h: 
 
 
 def lines(title: str, why: str, *queries: Any, unit: str, w: int = 12, h: int = 8) -> Panel:
-    table = common.LegendDisplayMode.TABLE
+    listed = common.LegendDisplayMode.LIST
     bottom = common.LegendPlacement.BOTTOM
-    legend = VizLegendOptions().display_mode(table).placement(bottom).show_legend(True)
+    legend = VizLegendOptions().display_mode(listed).placement(bottom).show_legend(True)
     tooltip = VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
     return (
         panel(timeseries.Panel, title, why, *queries, unit=unit, w=w, h=h)
@@ -67,7 +67,7 @@ def lines(title: str, why: str, *queries: Any, unit: str, w: int = 12, h: int = 
         .show_points(common.VisibilityMode.NEVER)
         .axis_soft_min(0)
         .tooltip(tooltip.sort(common.SortOrder.DESCENDING))
-        .legend(legend.calcs(["mean", "max", "lastNotNull"]))
+        .legend(legend.calcs(["lastNotNull"]))
     )
 
 
@@ -161,10 +161,10 @@ def quantiles(title: str, why: str, metric: str, *, w: int = 8, h: int = 8) -> P
     return made.override_by_regexp("/^p50/", [style])
 
 
-def orange(made: Panel) -> Panel:
-    """For panels about switches."""
-    colour = dashboard.FieldColor().mode(model.FieldColorModeId.FIXED)
-    return made.color_scheme(colour.fixed_color(SWITCH_COLOUR))
+def coloured(made: Panel, colour: str) -> Panel:
+    """All series alike."""
+    fixed = dashboard.FieldColor().mode(model.FieldColorModeId.FIXED)
+    return made.color_scheme(fixed.fixed_color(colour))
 
 
 def thresholds(steps: Steps) -> dashboard.ThresholdsConfig:

@@ -15,6 +15,8 @@ from dashboards.plans import SWITCH_COLOUR
 TAG = "trimode"
 WIDTH = 24
 """Columns of Grafana's grid."""
+MARKED = {"Plan in use", "Concurrency", "Throughput by plan", "Plan decided"}
+"""Panels that show the marks of switches."""
 SWITCHES, STARTS = "Switches of plan", "Controller starts"
 # The step is all that Grafana leaves to choose: marks of one series that are at most a step apart
 # become one region. `$__interval` is that step, so no event falls between two evaluations.
@@ -53,7 +55,13 @@ def render(builder: dashboard.Dashboard) -> str:
     for number, panel in enumerate(document["panels"], 1):
         panel["id"] = number  # the SDK leaves them out, and links to a panel need them
     _lay_out(document["panels"])
+    marked = [panel["id"] for panel in document["panels"] if panel["title"] in MARKED]
     for annotation in document["annotations"]["list"]:
+        if annotation["name"] == SWITCHES:
+            # Plans follow the load, so marks are many: on every chart they would hide the lines.
+            # A board without these panels has them switched off, to be switched on.
+            annotation["enable"] = bool(marked)
+            annotation |= {"filter": {"exclude": False, "ids": marked}} if marked else {}
         options = _ANNOTATION_OPTIONS.get(annotation["name"])
         if options:  # the data source's own options, for which the SDK has no fields
             annotation |= {"useValueForTime": True, "step": "15s", **options}
