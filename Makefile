@@ -1,4 +1,4 @@
-.PHONY: setup run check test format bench
+.PHONY: setup run check dashboards test format bench
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -26,6 +26,11 @@ check: setup
 	$(BIN)/python -m orchestrator.config_page --check
 	$(BIN)/python -m dashboards.build --check
 	$(BIN)/python scripts/readme_tree.py --check
+
+# Every query of every board and rule against a real Prometheus (Debian's package `prometheus`).
+dashboards: setup
+	$(BIN)/python -m dashboards.build
+	$(BIN)/python -m dashboards.verify
 
 test: setup
 	$(BIN)/pytest

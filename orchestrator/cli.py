@@ -7,6 +7,7 @@ import sys
 import click
 
 from orchestrator.cli_control import pin, policy, status, unpin
+from orchestrator.cli_dashboards import dashboards
 from orchestrator.cli_generate import generate
 from orchestrator.cli_serve import serve
 from orchestrator.errors import TrimodeError
@@ -18,7 +19,7 @@ def app() -> None:
     """Serve and run a tri-mode language model."""
 
 
-for command in (serve, status, pin, unpin, policy, generate):
+for command in (serve, status, pin, unpin, policy, dashboards, generate):
     app.add_command(command)
 
 

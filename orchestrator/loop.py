@@ -203,7 +203,9 @@ def _stamp(
 def _remember(history: tuple[Entry, ...], decision: Decision) -> tuple[Entry, ...]:
     if history and _is_repeat(history[-1].decision, decision):
         last = history[-1]
-        return (*history[:-1], Entry(last.decision, decision.time_s, last.count + 1))
+        # The run keeps when it began; what was seen and predicted is the latest.
+        latest = replace(decision, time_s=last.decision.time_s)
+        return (*history[:-1], Entry(latest, decision.time_s, last.count + 1))
     return (*history, Entry(decision, decision.time_s))[-HISTORY_LENGTH:]
 
 

@@ -14,6 +14,7 @@ from orchestrator.api.chat import chat_router
 from orchestrator.api.completions import completions_router
 from orchestrator.api.context import ApiContext
 from orchestrator.api.control import Control, control_router
+from orchestrator.api.dashboard import dashboard_router
 from orchestrator.api.error_responses import install_error_handlers
 from orchestrator.api.limits import BodyLimit
 from orchestrator.api.meta import health_router, metrics_router, models_router, trimode_version
@@ -69,6 +70,7 @@ def build_api(
         app.include_router(router(api))
     if control is not None:
         app.include_router(control_router(control))
+        app.include_router(dashboard_router())
     install_error_handlers(app, settings.retry_after_s)
     _add_middleware(app, settings)
     _publish_security(app, settings)

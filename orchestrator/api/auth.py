@@ -15,6 +15,7 @@ from orchestrator.errors import ApiError
 
 HEALTH_PATHS = frozenset({"/health", "/ready", "/live"})
 CONTROL_PREFIX = "/control/"
+DASHBOARD_PATH = "/dashboard"
 
 
 def _digest(secret: bytes) -> bytes:
@@ -78,6 +79,9 @@ class Authentication:
         path = route_path(scope)
         if path in self.open_paths:
             return None
+        if path == DASHBOARD_PATH:
+            # A browser cannot send a key with an address: the page is empty and asks for it.
+            return None if self.admin_keys else _closed()
         if path.startswith(CONTROL_PREFIX):
             return self._check(scope, self.admin_keys) if self.admin_keys else _closed()
         return self._check(scope, self.api_keys) if self.api_keys else None

@@ -16,8 +16,9 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
+from orchestrator.api.auth import DASHBOARD_PATH
+
 PAGE = Path(__file__).with_name("dashboard.html")
-PATH = "/dashboard"
 
 
 def dashboard_router() -> APIRouter:
@@ -25,7 +26,7 @@ def dashboard_router() -> APIRouter:
     path open."""
     router = APIRouter(tags=["control"])
 
-    @router.get(PATH, response_class=HTMLResponse)
+    @router.get(DASHBOARD_PATH, response_class=HTMLResponse)
     async def dashboard() -> HTMLResponse:
         """The live view: plans, load, predictions and decisions of every replica."""
         html, policy = _page()
