@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from dashboards.build import GENERATED, PROMETHEUS_RULE, ROOT, RULES
 

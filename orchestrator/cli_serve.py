@@ -77,7 +77,7 @@ def _configuration(
     flags: dict[str, Any], options: tuple[str, ...], file: str | None
 ) -> tuple[AppConfig, bool]:
     """The configuration, and whether its admin key was made up here."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     from orchestrator.app_config import AppConfig
 
