@@ -25,7 +25,7 @@ from policies.vocabulary import Plan
 from replicas.control_link import Answer, Call
 
 HOLD_POLL_S = 2.0  # how long a call with nothing to answer is held; also a sign of life's period
-SILENT_S = 15.0  # a replica that has not called for this long is gone
+SILENT_S = 15.0  # long before the loop forgets a replica: what is gone should not be shown as there
 LONGEST_ROUND_S = 30.0  # a round that takes longer is stuck: the source bounds its requests
 
 decision_log = logging.getLogger("trimode.decisions")

@@ -1,7 +1,7 @@
 """The HTTP surface over an `Engine`: OpenAI's routes, admin routes, auth, limits. No Ray."""
 
 from orchestrator.api.app import build_api
-from orchestrator.api.control import Control, UnknownReplicaError, build_control_api
+from orchestrator.api.control import Control, build_control_api
 from orchestrator.api.observer import NullObserver, RequestObserver
 from orchestrator.api.settings import ApiSettings
 
@@ -10,7 +10,6 @@ __all__ = [
     "Control",
     "NullObserver",
     "RequestObserver",
-    "UnknownReplicaError",
     "build_api",
     "build_control_api",
 ]

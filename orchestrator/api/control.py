@@ -25,10 +25,6 @@ MAX_PIN_S = 7 * 24 * 3600.0
 MAX_CONTROL_BODY = 64 << 10
 
 
-class UnknownReplicaError(LookupError):
-    """No replica of this name is known to the controller."""
-
-
 class Control(Protocol):
     """What the controller answers. Rows are JSON-safe mappings; `replica` None means all."""
 
@@ -40,10 +36,10 @@ class Control(Protocol):
     async def policy(self) -> Mapping[str, Any]: ...
 
     async def pin(self, replica: str | None, plan: Plan, ttl_s: float) -> Mapping[str, Any]:
-        """Pins a plan for `ttl_s` seconds; raises UnknownReplicaError."""
+        """Pins a plan for `ttl_s` seconds; raises errors.UnknownReplica."""
 
     async def unpin(self, replica: str | None) -> Mapping[str, Any]:
-        """Ends a pin early; raises UnknownReplicaError."""
+        """Ends a pin early; raises errors.UnknownReplica."""
 
     async def targets(self) -> Sequence[Mapping[str, Any]]:
         """Prometheus' HTTP service discovery: `{"targets": ["host:port"], "labels": {...}}`."""
@@ -71,11 +67,6 @@ def _plan(text: str) -> Plan:
         return Plan.parse(text)
     except ValueError as error:
         raise ApiError(str(error)[:400], param="plan", code="invalid_value") from None
-
-
-def _unknown(error: UnknownReplicaError) -> ApiError:
-    message = f"Replica {str(error)!r} is not known; GET /control/v1/replicas lists them."
-    return ApiError(message, status=404, param="replica", code="replica_not_found")
 
 
 def control_router(control: Control) -> APIRouter:
@@ -106,18 +97,12 @@ def control_router(control: Control) -> APIRouter:
     async def pin(body: PinBody) -> dict[str, Any]:
         """Pins a plan, written `ar`, `self_speculation/16` or `diffusion/8@0.9`."""
         plan = _plan(body.plan)
-        try:
-            return dict(await control.pin(body.replica, plan, body.ttl_s))
-        except UnknownReplicaError as error:
-            raise _unknown(error) from None
+        return dict(await control.pin(body.replica, plan, body.ttl_s))
 
     @router.post("/unpin")
     async def unpin(body: UnpinBody) -> dict[str, Any]:
         """Gives the replica back to the policy."""
-        try:
-            return dict(await control.unpin(body.replica))
-        except UnknownReplicaError as error:
-            raise _unknown(error) from None
+        return dict(await control.unpin(body.replica))
 
     @router.get("/targets", response_model=list[TargetGroup])
     async def targets() -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 The uniform number that chooses token t of a sequence depends on the sequence's seed and on t alone.
 So a sampled sequence comes out the same in any batch, after preemption, and under any exact plan:
-self-speculation verifies with the very number AR would have used, and drafts with it too, so draft
-and verification agree more often than independent draws would.
+self-speculation verifies with the very number AR would have used, and drafts with it too, so that
+draft and verification agree wherever their distributions are alike.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import schemathesis
 from hypothesis import given, settings
 from schemathesis.specs.openapi.checks import status_code_conformance
 
-from orchestrator.api import UnknownReplicaError, build_control_api
+from orchestrator.api import build_control_api
+from orchestrator.errors import UnknownReplica
 from policies.vocabulary import Plan
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +37,7 @@ class FakeControl:
 
     async def pin(self, replica, plan, ttl_s):
         if replica == "gone":
-            raise UnknownReplicaError(replica)
+            raise UnknownReplica.named(replica, ["replica-0"])
         self.pins.append((replica, plan, ttl_s))
         return {"replica": replica, "plan": str(plan), "ttl_s": ttl_s}
 
