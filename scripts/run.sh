@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts `serve run orchestrator:app`, asks it one question, and goes on serving until Ctrl-C.
-# Argument: the environment's bin folder. PORT as Serve's own default.
+# Argument: the environment's bin folder. The port is Serve's own default. ONCE=1 ends at the answer.
 set -euo pipefail
 bin=$1
 url=http://127.0.0.1:8000

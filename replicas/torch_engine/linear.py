@@ -21,7 +21,6 @@ class Linear:
     """One (possibly fused) projection. Callable: [N, in] -> [N, out]."""
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self.shape = tuple(weight.shape)
         self._packed: torch.Tensor | None = None
         self._streamed: torch.Tensor | None = None
         if weight.device.type != "cpu" or not _can_pack(weight.dtype):

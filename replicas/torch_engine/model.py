@@ -99,7 +99,6 @@ class Model:
         self.rope = RopeTables(config.rope, config.head_dim, max_positions, dtype, device)
         root_eps = (config.hidden_size * config.rms_norm_eps) ** 0.5
         self._root_eps = torch.tensor(root_eps, dtype=dtype, device=device)
-        self.has_draft_adapter = self.layers[0].lora_a is not None
 
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: list[torch.Tensor]) -> torch.Tensor:
