@@ -67,6 +67,7 @@ def replica_options(args: AppConfig) -> ReplicaOptions:
         max_waiting=args.max_waiting,
         kv_tokens=args.kv_tokens,
         metrics_host=args.metrics_host,
+        metrics_port=args.metrics_port,
         ttft_target_s=args.ttft_target_s,
         tpot_target_s=args.tpot_target_s,
     )

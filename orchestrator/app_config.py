@@ -42,6 +42,13 @@ class AppConfig(Config):
         min_length=1,
         description="Address that metrics pages are bound to; 0.0.0.0 on a cluster.",
     )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of a replica's metrics page; 0 is any. Another one needs a node or pod "
+        "of its own for every replica.",
+    )
     controller_metrics_port: int = Field(
         0, ge=0, le=65535, description="Port of the controller's metrics page; 0 is any."
     )

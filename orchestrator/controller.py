@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prometheus_client import start_http_server
 from ray import serve
 
 from orchestrator.app_config import AppConfig
@@ -20,6 +19,7 @@ from orchestrator.control_service import ControlService, decision_log
 from policies.vocabulary import Plan
 from replicas.control_link import Answer, Call
 from replicas.deployment import metrics_url
+from replicas.metrics_page import serve_page
 
 
 class Controller:
@@ -40,7 +40,8 @@ class Controller:
         )
         host = config.metrics_host
         registry = self._service.metrics.registry
-        self._metrics_server, _ = start_http_server(config.controller_metrics_port, host, registry)
+        port = config.controller_metrics_port
+        self._metrics_server = serve_page(host, port, registry, "controller_metrics_port")
         self._service.extra_targets = (metrics_url(host, self._metrics_server.server_port),)
         self._rounds = asyncio.get_running_loop().create_task(self._service.run())
 

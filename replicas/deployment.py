@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import ray
-from prometheus_client import start_http_server
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -23,6 +22,7 @@ from replicas.control_link import Answer, Call, ControlLink
 from replicas.engine import Engine
 from replicas.governor import PickReason
 from replicas.metrics import ReplicaMetrics
+from replicas.metrics_page import serve_page
 
 _ENGINES = {"torch": "replicas.deployment:open_torch_engine"}
 POLL_TIMEOUT_S = 10.0  # for a call that the controller holds for two seconds at most
@@ -117,8 +117,7 @@ class Replica:
         await self.engine.stop()
 
     def _serve_metrics(self, host: str, port: int) -> str:
-        # Serve spreads HTTP over the replicas, so a scrape needs an address that is this one's.
-        self._metrics_server, _ = start_http_server(port, host, self.metrics.registry)
+        self._metrics_server = serve_page(host, port, self.metrics.registry, "metrics_port")
         return metrics_url(host, self._metrics_server.server_port)
 
     def _poll(self, call: Call) -> Answer:

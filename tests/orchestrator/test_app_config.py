@@ -51,3 +51,12 @@ def test_a_replica_takes_a_gpu_where_the_device_is_one() -> None:
 def test_the_configuration_page_says_what_the_models_say() -> None:
     page = Path(__file__).resolve().parents[2] / "docs/configuration.md"
     assert page.read_text(encoding="utf-8") == to_markdown()
+
+
+def test_ports_of_metrics_pages_reach_the_replicas() -> None:
+    from orchestrator.app import replica_options
+
+    assert replica_options(AppConfig()).metrics_port == 0
+    assert replica_options(AppConfig(metrics_port=9101)).metrics_port == 9101
+    with pytest.raises(ConfigError, match="metrics_port"):
+        AppConfig(metrics_port=65536)
