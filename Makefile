@@ -1,4 +1,4 @@
-.PHONY: setup run check dashboards test format bench
+.PHONY: setup run check dashboards test test-sglang format bench
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -42,3 +42,11 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.modes
+
+# SGLang without a GPU, in an environment of its own: its pins differ from ours.
+SGLANG_VENV ?= .venv-sglang
+$(SGLANG_VENV)/.ready: scripts/setup_sglang_cpu.sh $(wildcard replicas/sglang_engine/cpu/*)
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/setup_sglang_cpu.sh $(SGLANG_VENV)
+
+test-sglang: $(SGLANG_VENV)/.ready
+	$(SGLANG_VENV)/bin/python -m pytest tests/replicas/sglang_engine
