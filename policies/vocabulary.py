@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it builds on this module's words
+    from policies.worth import Worth
 
 BLOCK_LENGTHS = (4, 8, 16, 32)
 """Block lengths a diffusion or self-speculation plan may have, in tokens."""
@@ -118,6 +121,9 @@ class Schedule:
     replica falls back to the safe plan (`math.inf`: never). `hysteresis` is the number of sequences
     by which a band's upper bound must be undercut before the governor goes back to it, and
     `dwell_s` the shortest time between two changes of plan.
+
+    With a `worth` the governor chooses among the plans of that, by what they are worth for its own
+    batch; the bands are then what to expect at the load last known, for people and dashboards.
     """
 
     bands: tuple[Band, ...]
@@ -126,6 +132,7 @@ class Schedule:
     ttl_s: float = math.inf
     epoch: int = 0
     version: int = 0
+    worth: Worth | None = None
 
     def __post_init__(self) -> None:
         if not self.bands or self.bands[-1].up_to is not None:
@@ -143,6 +150,9 @@ class Schedule:
 
     @property
     def plans(self) -> tuple[Plan, ...]:
+        """Plans that a replica following this may use."""
+        if self.worth is not None:
+            return self.worth.plans
         return tuple(band.plan for band in self.bands)
 
     def plan_at(self, decoding: float) -> Plan:
@@ -157,7 +167,10 @@ class Schedule:
             if bands and bands[-1].plan == plan:
                 bands.pop()
             bands.append(Band(band.up_to, plan))
-        return self if tuple(bands) == self.bands else replace(self, bands=tuple(bands))
+        worth = None if self.worth is None else self.worth.map_plans(change)
+        if tuple(bands) == self.bands and worth is self.worth:
+            return self
+        return replace(self, bands=tuple(bands), worth=worth)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -166,10 +179,15 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; an infinite time to live becomes null."""
-        fields = asdict(self)
-        fields["bands"] = [{"up_to": b.up_to, "plan": str(b.plan)} for b in self.bands]
-        fields["ttl_s"] = None if math.isinf(self.ttl_s) else self.ttl_s
-        return fields
+        return {
+            "bands": [{"up_to": b.up_to, "plan": str(b.plan)} for b in self.bands],
+            "hysteresis": self.hysteresis,
+            "dwell_s": self.dwell_s,
+            "ttl_s": None if math.isinf(self.ttl_s) else self.ttl_s,
+            "epoch": self.epoch,
+            "version": self.version,
+            "worth": None if self.worth is None else self.worth.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Schedule:
@@ -179,4 +197,8 @@ class Schedule:
         )
         if values.get("ttl_s", 0) is None:
             values["ttl_s"] = math.inf
+        if values.get("worth") is not None:
+            from policies.worth import Worth
+
+            values["worth"] = Worth.from_dict(values["worth"])
         return cls(**values)

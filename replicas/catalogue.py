@@ -102,6 +102,18 @@ REPLICA_METRICS: tuple[Metric, ...] = (
     gauge("plan_active", "", "1 for the plan in use, 0 for the others.", PLAN),
     counter("switches_total", "switches", "Changes of plan at a step boundary."),
     counter("plan_switches_total", "switches", "Changes of plan by direction and reason.", SWITCH),
+    counter("probes_total", "steps", "Steps of another plan, taken to learn its worth.", PLAN),
+    gauge(
+        "governor_predicted_tokens_per_second",
+        "tokens/s",
+        "What the replica's governor expects of a plan at its present batch; absent under bands.",
+        PLAN,
+    ),
+    counter(
+        "governor_distrusts_total",
+        "times",
+        "Fallbacks to AR because steps yielded far less than predicted while requests queued.",
+    ),
     gauge("schedule_epoch", "", "Incarnation of the controller that issued the schedule."),
     gauge("schedule_version", "", "Version of the schedule within its epoch."),
     gauge("schedule_age_seconds", "seconds", "Time since the schedule was last received."),

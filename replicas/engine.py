@@ -118,7 +118,13 @@ class PlanCounters:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """A replica's own view of itself at one moment; counters are monotone totals."""
+    """A replica's own view of itself at one moment; counters are monotone totals.
+
+    `probes` counts steps of another plan that the governor took to learn, `predicted` is its
+    estimate of every plan's tokens/s at the load of its last pick, `distrusts` counts how often it
+    fell back to AR because steps yielded far less than that under a queue; all empty or 0 under a
+    schedule of bands.
+    """
 
     decoding: int
     prefilling: int
@@ -136,6 +142,9 @@ class EngineReport:
     generated_tokens: int
     finished: Mapping[str, int]
     plans: Mapping[Plan, PlanCounters]
+    probes: Mapping[Plan, int] = field(default_factory=dict)
+    predicted: Mapping[Plan, float] = field(default_factory=dict)
+    distrusts: int = 0
 
 
 class Engine(Protocol):

@@ -1,48 +1,87 @@
-"""The replica-local rule: schedule and decoding count in, plan out. Pure; called at every step.
+"""The replica-local rule: schedule and own batch in, plan out. Pure; called at every step.
 
-The controller is slow and sees the fleet; the governor is fast and sees one batch. It owns no
-clock: time is an argument. Seconds may come from any monotonic source, as long as it is always the
-same one.
+The controller is slow and sees the fleet; the governor is fast and sees one batch. A schedule gives
+it bands on the number of decoding sequences, or what every plan is worth (`worth_rule.py`). It owns
+no clock: time is an argument. Seconds may come from any monotonic source, as long as it is always
+the same one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from policies.cost_model import StepObservation
 from policies.vocabulary import SAFE_PLAN, Plan, Schedule
+from replicas.worth_rule import WorthRule
+
+Change = tuple[Plan, Plan, "PickReason"]
+"""Plan before, plan after, and why."""
 
 
 class PickReason(StrEnum):
     """Why the governor uses the plan it uses."""
 
     BAND = "band"
+    WORTH = "worth"
     HYSTERESIS = "hysteresis"
     DWELL = "dwell"
+    DISTRUST = "distrust"
+    """Requests queue and steps yield far less than predicted: AR for a while."""
     EXPIRED = "expired"
+
+
+CHANGE_REASONS = tuple(reason for reason in PickReason if reason is not PickReason.DWELL)
+"""Those that can change a plan."""
 
 
 @dataclass(slots=True)
 class Governor:
-    """Picks the plan of the next step from a schedule and the number of decoding sequences.
+    """Picks the plan of the next step from a schedule and what is decoding.
 
-    Invariant: the plan in use changes only in `pick`, by at most one change per call.
+    Invariant: the plan in use changes only in `pick`, by at most one change per call. A probe is
+    one step of another plan and changes nothing.
     """
 
     schedule: Schedule
     received_at: float = 0.0
     plan: Plan = field(init=False)
     reason: PickReason = field(init=False, default=PickReason.BAND)
-    switched: dict[tuple[Plan, Plan, PickReason], int] = field(init=False, default_factory=dict)
-    """Changes so far, by plan before, plan after and reason."""
+    switched: dict[Change, int] = field(init=False, default_factory=dict)
+    """Changes so far."""
+    switched_at: dict[Change, float] = field(init=False, default_factory=dict)
+    """When each last happened, on the caller's clock."""
     _changed_at: float = field(init=False, default=float("-inf"))
+    _rule: WorthRule | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.plan = self.schedule.bands[0].plan
+        self._follow_worth(self.received_at)
 
     @property
     def switches(self) -> int:
         return sum(self.switched.values())
+
+    @property
+    def probes(self) -> Mapping[Plan, int]:
+        """Steps taken in another plan to learn, by plan."""
+        return {} if self._rule is None else dict(self._rule.probes)
+
+    @property
+    def predicted(self) -> Mapping[Plan, float]:
+        """Tokens/s of every plan at the load of the last pick."""
+        return {} if self._rule is None else self._rule.predicted
+
+    @property
+    def distrusts(self) -> int:
+        """How often it fell back to AR because steps yielded far less than predicted."""
+        return 0 if self._rule is None else self._rule.distrusts
+
+    @property
+    def rule(self) -> WorthRule | None:
+        """What it has learned; None under a schedule of bands."""
+        return self._rule
 
     def receive(self, schedule: Schedule, now: float) -> bool:
         """Takes a schedule unless it is older than the one in force; says whether it was taken.
@@ -53,21 +92,57 @@ class Governor:
             return False
         self.schedule = schedule
         self.received_at = now
+        self._follow_worth(now)
         return True
 
-    def pick(self, decoding: int, now: float) -> Plan:
-        """The plan for the next step with `decoding` sequences, at `now` seconds."""
-        target, self.reason = self._target(decoding, now)
-        if target != self.plan:
-            if self.reason is not PickReason.EXPIRED and self._dwelling(now):
-                self.reason = PickReason.DWELL
-            else:
-                self._change(target, now)
+    def pick(self, decoding: int, now: float, context_tokens: int = 0, waiting: int = 0) -> Plan:
+        """The plan for the next step with `decoding` sequences, at `now` seconds.
+
+        `context_tokens` is the sum of their cached tokens, `waiting` the number of requests that
+        are not admitted yet.
+        """
+        if now - self.received_at > self.schedule.ttl_s:
+            self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
+        elif self._rule is not None and self.schedule.worth is not None:
+            return self._pick_by_worth(self._rule, decoding, now, context_tokens, waiting)
+        else:
+            self._move_to(*self._banded(decoding), self.schedule.dwell_s, now)
         return self.plan
 
-    def _target(self, decoding: int, now: float) -> tuple[Plan, PickReason]:
-        if now - self.received_at > self.schedule.ttl_s:
-            return SAFE_PLAN, PickReason.EXPIRED
+    def observe(self, step: StepObservation, now: float) -> None:
+        """Tells what a step took and yielded; call it once for every plan of every step."""
+        if self._rule is not None:
+            self._rule.observe(step, self.plan, now)
+
+    def _follow_worth(self, now: float) -> None:
+        worth = self.schedule.worth
+        if worth is None:
+            return  # what was learned stays: a pin ends, and the worth comes back
+        if self._rule is None or self._rule.worth.profile != worth.profile:
+            self._rule = WorthRule.of(worth, now)
+        else:
+            self._rule.model.adopt(worth)
+
+    def _pick_by_worth(
+        self, rule: WorthRule, decoding: int, now: float, context_tokens: int, waiting: int
+    ) -> Plan:
+        values = rule.model.values(decoding, context_tokens)
+        target = rule.choose(self.plan, values, waiting, now)
+        reason = PickReason.WORTH if target == values.best else PickReason.HYSTERESIS
+        if rule.is_distrusting(now):
+            reason = PickReason.DISTRUST
+        before = self.plan
+        if target != before:
+            dwell_s = rule.dwell_s(before, decoding, context_tokens)
+            self._move_to(target, reason, max(self.schedule.dwell_s, dwell_s), now)
+        else:
+            self.reason = reason
+        if self.plan != before:
+            rule.changed()
+            return self.plan
+        return rule.probe(self.plan, values, decoding, context_tokens, now) or self.plan
+
+    def _banded(self, decoding: int) -> tuple[Plan, PickReason]:
         # Going up needs only the load; going down stops at the band that would still hold with
         # `hysteresis` more sequences. A plan may stand in several bands, so positions are not kept.
         plans = self.schedule.plans
@@ -83,14 +158,19 @@ class Governor:
         bands = self.schedule.bands
         return next(i for i, b in enumerate(bands) if b.up_to is None or decoding <= b.up_to)
 
-    def _dwelling(self, now: float) -> bool:
+    def _move_to(self, target: Plan, reason: PickReason, dwell_s: float, now: float) -> None:
+        self.reason = reason
+        if target == self.plan:
+            return
         # A plan that the schedule no longer names is left at once: dwell protects against flapping
         # inside one schedule, it must not keep a plan that the controller has withdrawn.
-        return self.plan in self.schedule.plans and now - self._changed_at < self.schedule.dwell_s
-
-    def _change(self, plan: Plan, now: float) -> None:
-        change = (self.plan, plan, self.reason)
-        # A new mapping, so that a report taken on another thread never sees one that changes.
+        is_forced = reason in (PickReason.EXPIRED, PickReason.DISTRUST)
+        if not is_forced and self.plan in self.schedule.plans and now - self._changed_at < dwell_s:
+            self.reason = PickReason.DWELL
+            return
+        change = (self.plan, target, reason)
+        # New mappings, so that a report taken on another thread never sees one that changes.
         self.switched = {**self.switched, change: self.switched.get(change, 0) + 1}
-        self.plan = plan
+        self.switched_at = {**self.switched_at, change: now}
+        self.plan = target
         self._changed_at = now

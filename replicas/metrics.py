@@ -23,12 +23,11 @@ from prometheus_client.core import Metric as Family
 from policies.vocabulary import DEFAULT_THRESHOLD, SAFE_PLAN, Mode, Plan, all_plans
 from replicas.catalogue import BY_NAME, REPLICA_METRICS, Metric, to_markdown
 from replicas.engine import Engine, EngineReport, FinishReason, PlanCounters
-from replicas.governor import PickReason
+from replicas.governor import CHANGE_REASONS, PickReason
 from replicas.request_metrics import RequestMetrics
 from replicas.vllm_names import alias_families
 
 PAGE = Path("docs/metrics.md")
-SWITCH_REASONS = (PickReason.BAND, PickReason.HYSTERESIS, PickReason.EXPIRED)
 
 
 class Page:
@@ -108,7 +107,7 @@ class ReplicaMetrics:
             self._put_schedule(page, report)
             self._put_totals(page, report)
             for plan in self._plans:
-                self._put_plan(page, plan, report.plans.get(plan, PlanCounters()))
+                self._put_plan(page, plan, report)
         self._put_requests(page)
         yield from page.families.values()
         yield from alias_families(page.families, self.model_name)
@@ -153,6 +152,7 @@ class ReplicaMetrics:
             finished = report.finished.get(reason.value, 0)
             page.put("requests_total", finished, self.replica, reason.value)
         page.put("switches_total", report.switches, self.replica)
+        page.put("governor_distrusts_total", report.distrusts, self.replica)
         for (before, after, why), count in self._all_switches().items():
             page.put("plan_switches_total", count, self.replica, before, after, why)
 
@@ -162,7 +162,7 @@ class ReplicaMetrics:
             (before, after, why.value): 0
             for before in plans
             for after in plans
-            for why in SWITCH_REASONS
+            for why in CHANGE_REASONS
             if before != after
         }
         for (before, after, why), count in self._switched().items():
@@ -170,7 +170,8 @@ class ReplicaMetrics:
             counts[key] = counts.get(key, 0) + count
         return counts
 
-    def _put_plan(self, page: Page, plan: Plan, counters: PlanCounters) -> None:
+    def _put_plan(self, page: Page, plan: Plan, report: EngineReport) -> None:
+        counters = report.plans.get(plan, PlanCounters())
         labels = (self.replica, plan.mode.value, str(plan))
         page.put("plan_steps_total", counters.steps, *labels)
         page.put("plan_forwards_total", counters.forwards, *labels)
@@ -178,6 +179,9 @@ class ReplicaMetrics:
         page.put("plan_rounds_total", counters.rounds, *labels)
         page.put("plan_committed_tokens_total", counters.committed, *labels)
         page.put("plan_seconds_total", counters.seconds, *labels)
+        page.put("probes_total", report.probes.get(plan, 0), *labels)
+        if (predicted := report.predicted.get(plan)) is not None and report.decoding:
+            page.put("governor_predicted_tokens_per_second", predicted, *labels)
         if plan.mode is Mode.SELF_SPECULATION:
             page.put("plan_drafted_tokens_total", counters.drafted, *labels)
             page.put("plan_accepted_tokens_total", sum(counters.accepted), *labels)

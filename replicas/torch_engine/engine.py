@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 
+from policies.cost_model import StepObservation
 from policies.vocabulary import SAFE_PLAN, Plan, Quality, Schedule
 from replicas.engine import (
     Delta,
@@ -113,6 +114,7 @@ class TorchEngine:
         self.tallies = Tallies()
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = 0
+        self._context_tokens = 0
         self._steps = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
@@ -161,14 +163,13 @@ class TorchEngine:
         """One step for every running sequence; returns what it added, by sequence."""
         started = self._clock()
         self.scheduler.admit()
-        plan = self.governor.pick(self.scheduler.num_decoding, started)
-        work = self.scheduler.next_work(plan)
+        work = self.scheduler.next_work(self._pick(started))
         modes = self._modes(work)
         self._draft(modes)
         logits = self._forward_all(modes, work.chunks)
         commits = self._commit(modes, work.chunks, logits)
         deltas = [self._emit(commit) for commit in commits]
-        self._account(work, self._clock() - started)
+        self._account(work, deltas, self._clock() - started)
         return deltas
 
     def report(self) -> EngineReport:
@@ -191,9 +192,18 @@ class TorchEngine:
             generated_tokens=self._generated_tokens,
             finished=dict(self._finished),
             plans=self.tallies.freeze(),
+            probes=governor.probes,
+            predicted=governor.predicted,
+            distrusts=governor.distrusts,
         )
 
     # -- the parts of a step ------------------------------------------------------------------
+
+    def _pick(self, now: float) -> Plan:
+        scheduler = self.scheduler
+        self._context_tokens = scheduler.decoding_context
+        decoding, waiting = scheduler.num_decoding, len(scheduler.waiting)
+        return self.governor.pick(decoding, now, self._context_tokens, waiting)
 
     def _modes(self, work: Work) -> list[DecodeMode]:
         mask = self.model.config.mask_token_id
@@ -275,11 +285,25 @@ class TorchEngine:
         del self._sequences[sequence.request.request_id]
         self._finished[sequence.finish_reason.value] += 1
 
-    def _account(self, work: Work, seconds: float) -> None:
+    def _account(self, work: Work, deltas: list[Delta], seconds: float) -> None:
         self._steps += 1
         rows = sum(len(g.sequences) for g in work.groups)
+        kept = {delta.request_id: len(delta.token_ids) for delta in deltas}
+        now = self._clock()
         for group in work.groups:
-            self.tallies[group.plan].seconds += seconds * len(group.sequences) / rows
+            sequences = group.sequences
+            self.tallies[group.plan].seconds += seconds * len(sequences) / rows
+            self.governor.observe(
+                StepObservation(
+                    plan=group.plan,
+                    sequences=len(sequences),
+                    context_tokens=self._context_tokens,
+                    seconds=seconds,
+                    yields=[kept.get(s.request.request_id, 0) for s in sequences],
+                    is_pure=len(work.groups) == 1 and not work.chunks,
+                ),
+                now,
+            )
 
     def _check(self, request: Request) -> None:
         prompt, sampling = request.prompt_token_ids, request.sampling

@@ -59,6 +59,11 @@ class Scheduler:
     def num_decoding(self) -> int:
         return sum(not s.is_prefilling for s in self.running)
 
+    @property
+    def decoding_context(self) -> int:
+        """Tokens that the decoding sequences have cached between them."""
+        return sum(s.cached for s in self.running if not s.is_prefilling)
+
     def admit(self) -> None:
         """Moves waiting sequences into free rows, in order of arrival."""
         while self.waiting and len(self.running) < self.max_sequences:

@@ -1,0 +1,144 @@
+"""How many tokens a step yields: what the traffic decides, whatever the machine.
+
+One survival curve serves every block length: position i of a draft is tried only if all before it
+were accepted, so a round that drafted 31 tokens also says what a draft of 7 would have done, and a
+round accepted to its end is censored there (Kaplan and Meier, 1958). Old rounds count less, by
+half-life, so the curve follows the traffic. Diffusion has ratios of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan
+
+POSITIONS = BLOCK_LENGTHS[-1] - 1
+"""Draft positions of the longest block."""
+HALF_LIFE_S = 8.0  # simulated on traces: shorter is noise, longer lags behind changes of traffic
+PRIOR_ROUNDS = 60.0  # what the prior counts for, in rounds
+DIFFUSION_RATIOS = {4: 0.40, 8: 0.41, 16: 0.37, 32: 0.34}
+"""Diffusion's tokens per forward above 1, over self-speculation's accepted drafts, by block length:
+2.75 tokens a forward at 6.16 accepted (Nemotron-Labs-Diffusion, arXiv 2607.05722, table 5)."""
+MIXTURE = ((0.66, 0.70), (0.34, 0.92))
+"""Share of rounds and chance per position: 6.16 tokens a round at block 32, near the released
+model's 6.8 on SPEED-Bench (arXiv 2607.05722, table 10)."""
+
+
+@cache
+def default_hazards() -> tuple[float, ...]:
+    """Chance that draft position i is accepted once those before it were, with nothing known."""
+    survival = [sum(w * q**i for w, q in MIXTURE) for i in range(POSITIONS + 1)]
+    return tuple(survival[i + 1] / survival[i] for i in range(POSITIONS))
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Estimated yields. A value: `after` gives the next one.
+
+    `prior` are the chances to start from, `prior_rounds` what they still count for. `tried[i]` and
+    `accepted[i]` are discounted numbers of rounds in which position i was tried and accepted.
+    `diffusion` maps block lengths to tokens per forward above 1 over accepted drafts.
+    """
+
+    prior: tuple[float, ...] = field(default_factory=default_hazards)
+    prior_rounds: float = PRIOR_ROUNDS
+    tried: tuple[float, ...] = (0.0,) * POSITIONS
+    accepted: tuple[float, ...] = (0.0,) * POSITIONS
+    diffusion: Mapping[int, float] = field(default_factory=lambda: dict(DIFFUSION_RATIOS))
+
+    def chances(self) -> list[float]:
+        """Chance of each position once those before it were accepted."""
+        weight, chances = self.prior_rounds, []
+        for prior, tried, accepted in zip(self.prior, self.tried, self.accepted, strict=True):
+            chance = (accepted + weight * prior) / (tried + weight) if tried + weight else prior
+            chances.append(chance)
+            weight *= prior  # the prior's rounds thin out as real ones do
+        return chances
+
+    def survival(self) -> list[float]:
+        """Chance that the first i drafted tokens are accepted, i = 0 .. POSITIONS."""
+        survival = [1.0]
+        for chance in self.chances():
+            survival.append(survival[-1] * chance)
+        return survival
+
+    def yields(self) -> Yields:
+        survival = self.survival()
+        blocks = {length: sum(survival[:length]) for length in BLOCK_LENGTHS}
+        mean, square = survival[1], survival[2]
+        hard = max(0.0, mean - HARD_DEVIATIONS * math.sqrt(max(0.0, square - mean * mean)))
+        hard_blocks = {length: _geometric(hard, length) for length in BLOCK_LENGTHS}
+        diffusion = dict(self.diffusion)
+        return Yields(blocks, hard_blocks, diffusion)
+
+    def after(
+        self,
+        rounds: Mapping[int, Sequence[float]],
+        elapsed_s: float,
+        half_life_s: float = HALF_LIFE_S,
+    ) -> Acceptance:
+        """With more rounds: `rounds[block_length][g]` counts those that yielded g tokens."""
+        keep = 0.5 ** (elapsed_s / half_life_s)
+        tried = [count * keep for count in self.tried]
+        accepted = [count * keep for count in self.accepted]
+        for length, counts in rounds.items():
+            reached = 0.0  # rounds that yielded more than i + 1 tokens
+            for i in range(min(length, len(counts)) - 2, -1, -1):
+                reached += counts[i + 2] if i + 2 < len(counts) else 0.0
+                accepted[i] += reached
+                tried[i] += reached + counts[i + 1]
+        # The prior fades four times slower: it is all there is where nothing is measured.
+        prior_rounds = self.prior_rounds * keep**0.25
+        return replace(
+            self, tried=tuple(tried), accepted=tuple(accepted), prior_rounds=prior_rounds
+        )
+
+    def forgetting(self, share: float) -> Acceptance:
+        """With `share` of the evidence dropped: the traffic has changed."""
+        keep = 1.0 - share
+        return replace(
+            self,
+            tried=tuple(count * keep for count in self.tried),
+            accepted=tuple(count * keep for count in self.accepted),
+        )
+
+    def with_prior(self, prior: Sequence[float], rounds: float = PRIOR_ROUNDS) -> Acceptance:
+        return replace(self, prior=tuple(prior), prior_rounds=rounds)
+
+    def with_diffusion(self, block_length: int, ratio: float) -> Acceptance:
+        return replace(self, diffusion={**self.diffusion, block_length: ratio})
+
+
+HARD_DEVIATIONS = 0.84
+"""Standard deviations below the mean of a request in the 20th percentile. The first two positions
+give mean and spread of acceptance between requests: E[q] and E[q^2]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Yields:
+    """Tokens per sequence and step, by plan; `hard` is a request of low acceptance."""
+
+    blocks: Mapping[int, float]
+    hard_blocks: Mapping[int, float]
+    diffusion: Mapping[int, float]
+
+    def tokens(self, plan: Plan, *, hard: bool = False) -> float:
+        if plan.mode is Mode.AR:
+            return 1.0
+        drafts = (self.hard_blocks if hard else self.blocks)[plan.block_length]
+        if plan.mode is Mode.SELF_SPECULATION:
+            return drafts
+        return max(DIFFUSION_FLOOR, 1.0 + self.diffusion[plan.block_length] * (drafts - 1.0))
+
+
+DIFFUSION_FLOOR = 0.5
+"""A block of L takes at most L - 1 denoising passes and a commit: about one token a forward; less
+where sequences end inside their blocks."""
+
+
+def _geometric(chance: float, length: int) -> float:
+    """Expected tokens of a round whose every draft is accepted with one chance."""
+    return float(length) if chance >= 1.0 else (1.0 - chance**length) / (1.0 - chance)

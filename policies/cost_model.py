@@ -1,0 +1,285 @@
+"""What every plan is worth in tokens per second, at a load, learned as it goes.
+
+    worth(plan) = sequences * tokens per step / (profiled step time * correction)
+
+A replica's governor owns one and feeds it every step; the predictive policy owns one per replica
+and feeds it what it reads from metrics; replay uses the same. Time is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
+from policies.change_detector import ChangeDetector
+from policies.isotonic import isotonic
+from policies.vocabulary import AR, Mode, Plan
+from policies.worth import Worth
+
+REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
+SAMPLES = 32  # step times remembered per plan and batch bucket; the median of them counts
+TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket
+LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
+MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
+CONTEXT_STEP = 4  # buckets of context length per doubling
+ALARM_HALF_LIFE_S, ALARM_LASTS_S = 1.0, 3.0
+ALARM_FORGETS = 0.9
+"""Share of the evidence dropped when the traffic has changed, and how fast what follows counts."""
+DIFFUSION_ROUNDS = 50.0  # rows in steps of diffusion after which half of a new ratio is believed
+
+
+@dataclass(frozen=True, slots=True)
+class StepObservation:
+    """One decoding step of one plan.
+
+    `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
+    `is_pure`: nothing else ran in the step (no prefill, no second plan), so that `seconds` is the
+    plan's own.
+    """
+
+    plan: Plan
+    sequences: int
+    context_tokens: int
+    seconds: float
+    yields: Sequence[int]
+    is_pure: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Predicted tokens/s by plan at one load. `best` keeps to the TPOT limit if any plan does."""
+
+    by_plan: Mapping[Plan, float]
+    best: Plan
+    within_limit: frozenset[Plan]
+
+
+@dataclass(slots=True)
+class _Timing:
+    """What a plan's steps took, against the profile, in one bucket of batch sizes."""
+
+    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    last_at: float = -math.inf
+
+    def median(self) -> float:
+        ordered = sorted(self.ratios)
+        return ordered[len(ordered) // 2]
+
+
+class CostModel:
+    """Predicts, and is corrected by what happened. Invariant: every prediction is positive."""
+
+    def __init__(self, worth: Worth, now: float = 0.0) -> None:
+        self.worth = worth
+        self.acceptance = Acceptance(worth.chances, diffusion=worth.diffusion)
+        self._yields = self.acceptance.yields()
+        self._detector = ChangeDetector()
+        self._alarm_until = -math.inf
+        self._timings: dict[Plan, dict[int, _Timing]] = {plan: {} for plan in worth.plans}
+        self._corrections: dict[Plan, dict[int, float]] = {}
+        self._general: dict[Plan, float] = {}
+        self._rounds: dict[int, list[float]] = {}
+        self._diffused: dict[int, list[float]] = {}
+        self._remembered: dict[tuple[int, int], Values] = {}
+        self._revised_at = now
+        self._has_news = False
+        self._revise_corrections()
+
+    # -- learning -------------------------------------------------------------------------------
+
+    def adopt(self, worth: Worth) -> None:
+        """Takes a new worth from the controller; what was learned on the same profile stays."""
+        if worth is self.worth:
+            return
+        self.worth = worth
+        for plan in worth.plans:
+            self._timings.setdefault(plan, {})
+        self.acceptance = self.acceptance.with_prior(worth.chances)
+        self._yields = self.acceptance.yields()
+        self._revise_corrections()
+        self._remembered.clear()
+
+    def observe(self, step: StepObservation, now: float) -> None:
+        """Counts one step; estimates follow within `REFRESH_S`."""
+        if step.plan.mode is Mode.SELF_SPECULATION:
+            length = step.plan.block_length
+            counts = self._rounds.setdefault(length, [0.0] * (length + 1))
+            for kept in step.yields:
+                counts[min(kept, length)] += 1.0
+        elif step.plan.mode is Mode.DIFFUSION:
+            sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
+            sums[0] += len(step.yields)
+            sums[1] += sum(step.yields)
+        if step.is_pure and step.sequences > 0:
+            self._time(step, now)
+        self._has_news = True
+        if now - self._revised_at >= REFRESH_S:
+            self.revise(now)
+
+    def revise(self, now: float) -> None:
+        """Brings the estimates up to date with what was counted."""
+        elapsed_s, self._revised_at = max(0.0, now - self._revised_at), now
+        if not self._has_news:
+            return
+        self._has_news = False
+        self._revise_acceptance(elapsed_s, now)
+        self._revise_diffusion()
+        self._revise_corrections()
+        self._remembered.clear()
+
+    def last_timed_at(self, plan: Plan, sequences: float) -> float:
+        """When a pure step of the plan was last timed at about this batch size."""
+        timing = self._timings.get(plan, {}).get(batch_bucket(sequences))
+        return -math.inf if timing is None else timing.last_at
+
+    def samples(self, plan: Plan, sequences: float) -> int:
+        """Step times remembered of the plan at about this batch size."""
+        timing = self._timings.get(plan, {}).get(batch_bucket(sequences))
+        return 0 if timing is None else len(timing.ratios)
+
+    # -- predicting -----------------------------------------------------------------------------
+
+    def values(self, sequences: int, context_tokens: float) -> Values:
+        """Every plan's worth at this load; remembered until the next revision."""
+        sequences = max(1, sequences)
+        bucket = int(CONTEXT_STEP * math.log2(context_tokens / sequences + 64.0))
+        key = (sequences, bucket)
+        known = self._remembered.get(key)
+        if known is None:
+            if len(self._remembered) >= MAX_REMEMBERED:
+                self._remembered.clear()
+            length = 2.0 ** ((bucket + 0.5) / CONTEXT_STEP) - 64.0
+            known = self._remembered[key] = self._values(sequences, max(0.0, length) * sequences)
+        return known
+
+    def step_s(self, plan: Plan, sequences: float, context_tokens: float) -> float:
+        """Predicted seconds of a step."""
+        profiled = self.worth.profile.step_s(plan, sequences, context_tokens)
+        return profiled * self.correction(plan, sequences)
+
+    def tokens(self, plan: Plan, *, hard: bool = False) -> float:
+        """Predicted tokens per sequence and step; `hard`: of a request of low acceptance."""
+        return self._yields.tokens(plan, hard=hard)
+
+    def throughput(self, plan: Plan, sequences: float, context_tokens: float) -> float:
+        """Predicted tokens/s."""
+        return sequences * self.tokens(plan) / self.step_s(plan, sequences, context_tokens)
+
+    def correction(self, plan: Plan, sequences: float) -> float:
+        """Factor on the profiled step time."""
+        known = self._corrections.get(plan)
+        general = self._general.get(plan, 1.0)
+        return known.get(batch_bucket(sequences), general) if known else general
+
+    @property
+    def yields(self) -> Yields:
+        return self._yields
+
+    # -- the parts ------------------------------------------------------------------------------
+
+    def _values(self, sequences: int, context_tokens: float) -> Values:
+        worth, limit = self.worth, self.worth.profile.max_positions
+        by_plan: dict[Plan, float] = {}
+        tpot: dict[Plan, float] = {}
+        for plan in worth.plans:
+            if limit is not None and plan != AR and sequences * plan.block_length > limit:
+                continue
+            step_s = self.step_s(plan, sequences, context_tokens)
+            by_plan[plan] = sequences * self.tokens(plan) / step_s
+            tpot[plan] = step_s / self.tokens(plan, hard=True)
+        within = frozenset(by_plan)
+        if worth.tpot_limit_s is not None:
+            within = frozenset(p for p, s in tpot.items() if s <= worth.tpot_limit_s)
+            within = within or frozenset((min(tpot, key=tpot.__getitem__),))
+        return Values(by_plan, max(within, key=by_plan.__getitem__), within)
+
+    def _time(self, step: StepObservation, now: float) -> None:
+        expected = self.worth.profile.step_s(step.plan, step.sequences, step.context_tokens)
+        ratio = step.seconds / expected
+        if not 1.0 / LARGEST_CORRECTION <= ratio <= LARGEST_CORRECTION:
+            return
+        by_bucket = self._timings.setdefault(step.plan, {})
+        timing = by_bucket.setdefault(batch_bucket(step.sequences), _Timing())
+        timing.ratios.append(ratio)
+        timing.last_at = now
+
+    def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
+        if not self.worth.learns:
+            self._rounds.clear()
+            return
+        if self._detector.update(self._rounds, self._yields.blocks):
+            self._alarm_until = now + ALARM_LASTS_S
+            self.acceptance = self.acceptance.forgetting(ALARM_FORGETS)
+        half_life_s = ALARM_HALF_LIFE_S if now < self._alarm_until else HALF_LIFE_S
+        self.acceptance = self.acceptance.after(self._rounds, elapsed_s, half_life_s)
+        self._yields = self.acceptance.yields()
+        self._rounds = {}
+
+    def _revise_diffusion(self) -> None:
+        for length, (rows, tokens) in self._diffused.items():
+            if not self.worth.learns or rows <= 0.0:
+                continue
+            drafts = max(0.1, self._yields.blocks[length] - 1.0)
+            ratio = (tokens / rows - 1.0) / drafts
+            share = rows / (rows + DIFFUSION_ROUNDS)
+            before = self.acceptance.diffusion[length]
+            ratio = before + share * (ratio - before)
+            self.acceptance = self.acceptance.with_diffusion(length, ratio)
+        if self._diffused:
+            self._diffused = {}
+            self._yields = self.acceptance.yields()
+
+    def _revise_corrections(self) -> None:
+        worth = self.worth
+        prior = _mean(list(worth.corrections.values()))
+        medians = {
+            plan: {bucket: t.median() for bucket, t in by_bucket.items() if t.ratios}
+            for plan, by_bucket in self._timings.items()
+            if worth.learns
+        }
+        everywhere = _mean([ratio for at in medians.values() for ratio in at.values()], prior)
+        for plan in worth.plans:
+            at = medians.get(plan, {})
+            wider = worth.corrections.get(plan, everywhere)
+            general = self._general[plan] = _mean(list(at.values()), wider)
+            self._corrections[plan] = self._by_bucket(plan, at, general)
+
+    def _by_bucket(
+        self, plan: Plan, medians: Mapping[int, float], general: float
+    ) -> dict[int, float]:
+        """Corrections whose step times do not fall as the batch grows: a lone sample that says so
+        is noise."""
+        if not medians:
+            return {}
+        buckets = sorted(medians)
+        profile, times, weights, bases = self.worth.profile, [], [], []
+        for bucket in buckets:
+            count = len(self._timings[plan][bucket].ratios)
+            shrunk = (count * medians[bucket] + TRUSTED_SAMPLES * general) / (
+                count + TRUSTED_SAMPLES
+            )
+            base = profile.step_s(plan, bucket_centre(bucket), 512.0 * bucket_centre(bucket))
+            bases.append(base)
+            times.append(base * shrunk)
+            weights.append(float(count))
+        smooth = isotonic(times, weights)
+        return {b: t / base for b, t, base in zip(buckets, smooth, bases, strict=True)}
+
+
+def batch_bucket(sequences: float) -> int:
+    """Two buckets per doubling of the batch."""
+    return round(2.0 * math.log2(max(1.0, sequences)))
+
+
+def bucket_centre(bucket: int) -> float:
+    return float(2.0 ** (bucket / 2.0))
+
+
+def _mean(values: Sequence[float], fallback: float = 1.0) -> float:
+    """Geometric: factors of 2 and 1/2 cancel."""
+    if not values:
+        return fallback
+    return math.exp(sum(map(math.log, values)) / len(values))

@@ -1,0 +1,190 @@
+"""The governor's rule where plans have a worth: take the best one, seldom change, keep learning.
+
+Pure, and called at every step: a load seen since the last revision of the estimates costs one
+look-up. Four parts, each of which can be read on its own:
+
+    choose     the best plan, once it has been better for long enough to pay for the change
+    probe      one step of another plan, now and then, so that the estimates do not go blind: in AR
+               nothing else tells what self-speculation would yield
+    observe    what a step took and yielded
+    distrust   while requests queue and steps yield far less than predicted, AR, whatever the
+               estimates say: speculation that does not pay makes queues grow without end
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from policies.cost_model import CostModel, StepObservation, Values
+from policies.vocabulary import AR, Mode, Plan
+from policies.worth import Worth
+
+LEAVING_AR = 1.5
+"""Times the hysteresis to leave AR: right after it the batch holds more easy requests than it will
+in steady self-speculation, where the hard ones stay longer, so what a probe promises is too much
+(reference: residence bias, docs/decisions/0003)."""
+DWELL_STEPS, DWELL_SWITCHES = 10, 20  # the dwell in steps, and in costs of a change
+LONGEST_GAP_S = 0.25  # of the time between two picks counts: an engine may have been idle
+PROBE_GAP_S = 0.05  # between two probes, whatever they cost
+PROBE_SAVINGS_S = 0.1  # probing time that can be saved up
+ACCEPTANCE_AGE_S = 0.5  # without a draft for so long, acceptance is to be probed
+ACCEPTANCE_LENGTH = 8  # block length for that, where it is allowed: long enough to tell much
+UNPROVEN = 1.0  # how much more a plan may be worth that was never timed at this load
+AGEING_PER_S = 0.005  # by which a timing is doubted more as it gets old
+MOST_AGEING = 0.3
+DISTRUST_BELOW = 0.7  # of the predicted throughput
+DISTRUST_STEPS = 20
+DISTRUST_S = 5.0
+SWITCH_WEIGHT = 0.1  # of a new measurement of what a change costs
+
+
+@dataclass(slots=True)
+class WorthRule:
+    """State of one replica's rule. `probes` counts them by plan."""
+
+    model: CostModel
+    probes: dict[Plan, int] = field(default_factory=dict)
+    predicted: Mapping[Plan, float] = field(default_factory=dict)
+    """Tokens/s by plan at the load of the last pick."""
+    switch_s: float = 0.0
+    """What a change of plan costs, as measured."""
+    distrusts: int = 0
+    _lost_s: float = 0.0
+    _picked_at: float = -math.inf
+    _savings_s: float = 0.0
+    _probed_at: float = -math.inf
+    _drafted_at: float = -math.inf
+    _disappointing: int = 0
+    _distrusted_until: float = -math.inf
+    _is_queueing: bool = False
+    _has_changed: bool = False
+
+    @classmethod
+    def of(cls, worth: Worth, now: float) -> WorthRule:
+        return cls(CostModel(worth, now), switch_s=worth.profile.switch_s)
+
+    @property
+    def worth(self) -> Worth:
+        return self.model.worth
+
+    def is_distrusting(self, now: float) -> bool:
+        return now < self._distrusted_until
+
+    def choose(self, current: Plan, values: Values, waiting: int, now: float) -> Plan:
+        """The plan to be in, dwell not considered; `current` unless a change pays."""
+        since_s = min(LONGEST_GAP_S, max(0.0, now - self._picked_at))
+        self._picked_at, self._is_queueing = now, waiting > 0
+        self.predicted = values.by_plan
+        self._savings_s = min(PROBE_SAVINGS_S, self._savings_s + self.worth.probe_share * since_s)
+        if self.is_distrusting(now):
+            return AR
+        best = values.best
+        if current not in values.by_plan:
+            return best
+        gain = values.by_plan[best] / values.by_plan[current] - 1.0
+        if current not in values.within_limit:
+            return best
+        if gain <= 0.0:
+            self._lost_s = 0.0
+            return current
+        # Rent until the rent has paid for the purchase: at most twice the cost of knowing when.
+        self._lost_s += gain * since_s
+        hysteresis = self.worth.hysteresis * (LEAVING_AR if current == AR else 1.0)
+        return best if gain > hysteresis and self._lost_s >= self.switch_s else current
+
+    def changed(self) -> None:
+        """The governor has changed the plan."""
+        self._lost_s, self._has_changed, self._disappointing = 0.0, True, 0
+
+    def dwell_s(self, current: Plan, decoding: int, context_tokens: int) -> float:
+        """Shortest stay in a plan: some steps, and long against what a change costs."""
+        step_s = self.model.step_s(current, max(1, decoding), context_tokens)
+        return max(DWELL_STEPS * step_s, DWELL_SWITCHES * self.switch_s)
+
+    def probe(
+        self, current: Plan, values: Values, decoding: int, context_tokens: int, now: float
+    ) -> Plan | None:
+        """Another plan for this one step, or None."""
+        if decoding < 1 or now - self._probed_at < PROBE_GAP_S or self.is_distrusting(now):
+            return None
+        wanted = self._probe_wanted(current, values, decoding, now)
+        if wanted is None:
+            return None
+        cost_s = self._probe_cost_s(wanted, current, values, decoding, context_tokens)
+        if cost_s > self._savings_s:
+            return None
+        self._savings_s -= max(0.0, cost_s)
+        self._probed_at = now
+        self.probes[wanted] = self.probes.get(wanted, 0) + 1
+        return wanted
+
+    def observe(self, step: StepObservation, current: Plan, now: float) -> None:
+        """A step has run; `current` is the plan the governor is in."""
+        if step.plan.mode is Mode.SELF_SPECULATION and step.sequences:
+            self._drafted_at = now
+        if step.is_pure and step.plan == current:
+            expected_s = self.model.step_s(step.plan, step.sequences, step.context_tokens)
+            self._observe_change(step.seconds - expected_s)
+            self._observe_yield(step, expected_s, now)
+        self.model.observe(step, now)
+
+    # -- probing --------------------------------------------------------------------------------
+
+    def _probe_wanted(
+        self, current: Plan, values: Values, decoding: int, now: float
+    ) -> Plan | None:
+        if current.mode is not Mode.SELF_SPECULATION and (
+            now - self._drafted_at > ACCEPTANCE_AGE_S
+        ):
+            return self._acceptance_plan(values)
+        best = values.by_plan[values.best]
+        doubtful = [
+            (value * self._doubt(plan, decoding, now), plan)
+            for plan, value in values.by_plan.items()
+            if plan != current
+        ]
+        promise, plan = max(doubtful, default=(0.0, current), key=lambda pair: pair[0])
+        return plan if promise > best else None
+
+    def _acceptance_plan(self, values: Values) -> Plan | None:
+        drafting = [p for p in values.by_plan if p.mode is Mode.SELF_SPECULATION]
+        long_enough = [p for p in drafting if p.block_length >= ACCEPTANCE_LENGTH]
+        if long_enough:
+            return min(long_enough, key=lambda plan: plan.block_length)
+        return max(drafting, default=None, key=lambda plan: plan.block_length)
+
+    def _doubt(self, plan: Plan, decoding: int, now: float) -> float:
+        """Factor by which a plan may be worth more than predicted."""
+        age_s = now - self.model.last_timed_at(plan, decoding)
+        ageing = min(MOST_AGEING, AGEING_PER_S * age_s)
+        return 1.0 + UNPROVEN / (1.0 + 4.0 * self.model.samples(plan, decoding)) + ageing
+
+    def _probe_cost_s(
+        self, plan: Plan, current: Plan, values: Values, decoding: int, context_tokens: int
+    ) -> float:
+        """Time that a probe wastes: what it takes, less what the current plan would have taken for
+        the same tokens. Diffusion is in for a whole block."""
+        step_s = self.model.step_s(plan, decoding, context_tokens)
+        if plan.mode is Mode.DIFFUSION:
+            step_s *= plan.block_length / self.model.tokens(plan)
+        return step_s * (1.0 - values.by_plan[plan] / values.by_plan.get(current, math.inf))
+
+    # -- observing ------------------------------------------------------------------------------
+
+    def _observe_change(self, excess_s: float) -> None:
+        if self._has_changed:
+            self._has_changed = False
+            self.switch_s += SWITCH_WEIGHT * (max(0.0, excess_s) - self.switch_s)
+
+    def _observe_yield(self, step: StepObservation, expected_s: float, now: float) -> None:
+        expected = step.sequences * self.model.tokens(step.plan) / expected_s
+        is_poor = sum(step.yields) < DISTRUST_BELOW * expected * step.seconds
+        if step.plan == AR or not self._is_queueing or not is_poor:
+            self._disappointing = 0
+            return
+        self._disappointing += 1
+        if self._disappointing >= DISTRUST_STEPS:
+            self._disappointing, self._distrusted_until = 0, now + DISTRUST_S
+            self.distrusts += 1
