@@ -41,7 +41,7 @@ class Server:
 
     def start(self) -> None:
         for _ in range(3):  # somebody else may take the port between looking and listening
-            if self._try_start(_free_port()):
+            if self._try_start(free_port()):
                 return
         raise PrometheusError(self._log.read_text()[-2000:])
 
@@ -131,7 +131,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
