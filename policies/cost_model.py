@@ -33,11 +33,12 @@ DIFFUSION_ROUNDS = 50.0  # rows in steps of diffusion after which half of a new 
 
 @dataclass(frozen=True, slots=True)
 class StepObservation:
-    """One decoding step of one plan.
+    """One decoding step of one plan, or several alike.
 
     `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
     `is_pure`: nothing else ran in the step (no prefill, no second plan), so that `seconds` is the
-    plan's own.
+    plan's own. A simulation tells `steps` equal ones at once: `seconds` is then their sum, and
+    `counts[g]` the rows that kept g tokens, in place of `yields`.
     """
 
     plan: Plan
@@ -46,6 +47,20 @@ class StepObservation:
     seconds: float
     yields: Sequence[int]
     is_pure: bool = True
+    steps: int = 1
+    counts: Sequence[int] = ()
+
+    @property
+    def rows(self) -> int:
+        """Over all steps."""
+        return sum(self.counts) if self.counts else len(self.yields)
+
+    @property
+    def tokens(self) -> int:
+        """Kept, over all rows and steps."""
+        if self.counts:
+            return sum(kept * rows for kept, rows in enumerate(self.counts))
+        return sum(self.yields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +124,12 @@ class CostModel:
             counts = self._rounds.setdefault(length, [0.0] * (length + 1))
             for kept in step.yields:
                 counts[min(kept, length)] += 1.0
+            for kept, rows in enumerate(step.counts):
+                counts[min(kept, length)] += rows
         elif step.plan.mode is Mode.DIFFUSION:
             sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
-            sums[0] += len(step.yields)
-            sums[1] += sum(step.yields)
+            sums[0] += step.rows
+            sums[1] += step.tokens
         if step.is_pure and step.sequences > 0:
             self._time(step, now)
         self._has_news = True
@@ -198,12 +215,12 @@ class CostModel:
 
     def _time(self, step: StepObservation, now: float) -> None:
         expected = self.worth.profile.step_s(step.plan, step.sequences, step.context_tokens)
-        ratio = step.seconds / expected
+        ratio = step.seconds / (step.steps * expected)
         if not 1.0 / LARGEST_CORRECTION <= ratio <= LARGEST_CORRECTION:
             return
         by_bucket = self._timings.setdefault(step.plan, {})
         timing = by_bucket.setdefault(batch_bucket(step.sequences), _Timing())
-        timing.ratios.append(ratio)
+        timing.ratios.extend([ratio] * min(step.steps, SAMPLES))
         timing.last_at = now
 
     def _revise_acceptance(self, elapsed_s: float, now: float) -> None:

@@ -126,7 +126,7 @@ class WorthRule:
             self._drafted_at = now
         if step.is_pure and step.plan == current:
             expected_s = self.model.step_s(step.plan, step.sequences, step.context_tokens)
-            self._observe_change(step.seconds - expected_s)
+            self._observe_change(step.seconds - step.steps * expected_s)
             self._observe_yield(step, expected_s, now)
         self.model.observe(step, now)
 
@@ -180,11 +180,11 @@ class WorthRule:
 
     def _observe_yield(self, step: StepObservation, expected_s: float, now: float) -> None:
         expected = step.sequences * self.model.tokens(step.plan) / expected_s
-        is_poor = sum(step.yields) < DISTRUST_BELOW * expected * step.seconds
+        is_poor = step.tokens < DISTRUST_BELOW * expected * step.seconds
         if step.plan == AR or not self._is_queueing or not is_poor:
             self._disappointing = 0
             return
-        self._disappointing += 1
+        self._disappointing += step.steps
         if self._disappointing >= DISTRUST_STEPS:
             self._disappointing, self._distrusted_until = 0, now + DISTRUST_S
             self.distrusts += 1
