@@ -25,6 +25,8 @@ from replicas.engine import (
 CONNECT_S = 5.0
 CALL_S = 10.0
 """For everything but generation: what the scheduler answers, it answers between two steps."""
+_BROKEN = (aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError)
+"""What aiohttp raises for a connection that ended; RuntimeError for one that was closed here."""
 _SEPARATOR = b"\n\n"
 _PREFIX = b"data:"
 _DONE = b"[DONE]"
@@ -79,7 +81,7 @@ class Client:
                     raise _refusal(response.status, await response.text())
                 async for event in _events(response.content):
                     yield _chunk(event)
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        except _BROKEN as error:
             raise EngineStopped(f"the connection to the SGLang server broke: {error!r}") from error
 
     async def abort(self, rid: str) -> None:
@@ -91,7 +93,7 @@ class Client:
         try:
             async with self._session.get(f"{self._url}/ready", timeout=_CALL) as response:
                 return response.status == HTTPStatus.OK
-        except (aiohttp.ClientError, ConnectionError, TimeoutError):
+        except _BROKEN:
             return False
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
@@ -106,7 +108,7 @@ class Client:
                 method, self._url + path, json=body, timeout=_CALL
             ) as response:
                 text = await response.text()
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        except _BROKEN as error:
             raise EngineStopped(f"the SGLang server did not answer {path}: {error!r}") from error
         if response.status != HTTPStatus.OK:
             raise EngineError(f"SGLang answered {path} with {response.status}: {text[:500]}")

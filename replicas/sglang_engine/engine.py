@@ -76,18 +76,20 @@ class SGLangEngine:
         *,
         schedule: Schedule | None = None,
         describe: Mapping[str, Any] | None = None,
-        patience: Patience | None = None,
+        patience: Patience = Patience(),  # noqa: B008  # frozen
     ) -> None:
         self._model, self._limits = model, limits
         self._describe = dict(describe or {})
         self._directory = Path(tempfile.mkdtemp(prefix="trimode-sglang-"))
-        self._reports = Reports(self._directory, schedule or Schedule.pinned(SAFE_PLAN))
+        self._reports = Reports(
+            self._directory, schedule or Schedule.pinned(SAFE_PLAN), patience.stale_s
+        )
         environment = {**command.environment, CONTROL_DIR_VARIABLE: str(self._directory)}
         self._supervisor = Supervisor(
             Command(command.python, command.arguments, environment, command.module),
             self._directory,
             self._reports.end_of_run,
-            patience or Patience(),
+            patience,
         )
         self._numbers = itertools.count()
         self._open: set[str] = set()
@@ -146,6 +148,11 @@ class SGLangEngine:
 
     def describe(self) -> Mapping[str, Any]:
         return self._describe
+
+    @property
+    def server_pid(self) -> int:
+        """The process of the server that runs now."""
+        return self._supervisor.pid
 
     # -- one request ----------------------------------------------------------------------------
 

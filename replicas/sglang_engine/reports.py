@@ -16,7 +16,7 @@ from pathlib import Path
 
 from policies.vocabulary import Plan, Schedule
 from replicas.engine import EngineReport, EngineStopped, PlanCounters
-from replicas.governor import PickReason
+from replicas.governor import Change, PickReason
 from replicas.sglang_engine.protocol import (
     REPORT_FILE,
     PluginReport,
@@ -24,11 +24,6 @@ from replicas.sglang_engine.protocol import (
     read_report,
     write_schedule,
 )
-
-STALE_AFTER_S = 5.0
-"""A hundred times the interval between two reports: the plugin, or its process, does not run."""
-
-Change = tuple[Plan, Plan, PickReason]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +47,8 @@ class Totals:
     preemptions: int = 0
     switches: Counter[Change] = field(default_factory=Counter)
     plans: dict[Plan, PlanCounters] = field(default_factory=dict)
+    probes: Counter[Plan] = field(default_factory=Counter)
+    distrusts: int = 0
 
     def plus(self, report: PluginReport) -> Totals:
         switches = self.switches.copy()
@@ -61,15 +58,21 @@ class Totals:
         for plan, counters in report.plans.items():
             plans[plan] = add(plans.get(plan, PlanCounters()), counters)
         return Totals(
-            self.steps + report.steps, self.preemptions + report.preemptions, switches, plans
+            steps=self.steps + report.steps,
+            preemptions=self.preemptions + report.preemptions,
+            switches=switches,
+            plans=plans,
+            probes=self.probes + Counter(report.probes),
+            distrusts=self.distrusts + report.distrusts,
         )
 
 
 class Reports:
-    """See the module. `schedule` is written at once, so that a starting server finds it."""
+    """See the module. `schedule` is written at once, so that a starting server finds it. A report
+    older than `stale_s` is none: the plugin, or its process, does not run."""
 
-    def __init__(self, directory: Path, schedule: Schedule) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, schedule: Schedule, stale_s: float) -> None:
+        self.directory, self._stale_s = directory, stale_s
         self._lock = threading.Lock()
         self._sent = self._in_force = schedule
         self._ended = Totals()
@@ -93,10 +96,10 @@ class Reports:
             report = self._load()
         if report is None:
             raise EngineStopped("the SGLang server has not reported yet; is the plugin loaded?")
-        if report.age_s > STALE_AFTER_S:
+        if report.age_s > self._stale_s:
             raise EngineStopped(
                 f"the plugin's last report is {report.age_s:.1f} s old, the limit is "
-                f"{STALE_AFTER_S:g} s: SGLang's scheduler hangs or has ended; restart the replica"
+                f"{self._stale_s:g} s: SGLang's scheduler hangs or has ended; restart the replica"
             )
         return report
 
@@ -142,6 +145,9 @@ class Reports:
             generated_tokens=requests.generated_tokens,
             finished=requests.finished,
             plans=totals.plans,
+            probes=dict(totals.probes),
+            predicted=report.predicted,
+            distrusts=totals.distrusts,
         )
 
     def _totals(self) -> Totals:

@@ -32,7 +32,8 @@ LOOK_EVERY_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long what may take. `start_s` covers reading the largest weights from a slow disk.
+    """How long what may take. `start_s` covers reading the largest weights from a slow disk, and
+    `stale_s` is a hundred times the interval between two reports of the plugin.
 
     A server that ends more than `restarts` times within `window_s` is given up: the cause is not
     going to leave by itself, and another machine may not have it.
@@ -40,6 +41,7 @@ class Patience:
 
     start_s: float = 1800.0
     plugin_s: float = 15.0
+    stale_s: float = 5.0
     restart_wait_s: float = 10.0
     drain_s: float = 30.0
     restarts: int = 3
@@ -85,7 +87,8 @@ class Supervisor:
 
     @property
     def is_up(self) -> bool:
-        return self._client is not None and self._failure is None
+        is_alive = self._server is not None and self._server.exit_status is None
+        return is_alive and self._client is not None and self._failure is None
 
     @property
     def pid(self) -> int:
@@ -105,7 +108,8 @@ class Supervisor:
         """The way to the server. Requests wait a while for one that is restarting: answered with
         an error at once, this replica would look like the least loaded and draw all of them."""
         self.check()
-        if self._client is None:
+        if not self.is_up:
+            self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), self._patience.restart_wait_s)
             except TimeoutError:
@@ -180,8 +184,6 @@ class Supervisor:
 
     async def _close(self, drain_s: float) -> None:
         client, self._client = self._client, None
-        if self._failure is None:
-            self._changed.clear()
         if client is not None:
             await client.close()
         if self._server is not None:
