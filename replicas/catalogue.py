@@ -102,6 +102,12 @@ REPLICA_METRICS: tuple[Metric, ...] = (
     gauge("plan_active", "", "1 for the plan in use, 0 for the others.", PLAN),
     counter("switches_total", "switches", "Changes of plan at a step boundary."),
     counter("plan_switches_total", "switches", "Changes of plan by direction and reason.", SWITCH),
+    gauge(
+        "plan_switched_timestamp_seconds",
+        "seconds",
+        "Unix time of the latest change in this direction; absent until there was one.",
+        SWITCH,
+    ),
     counter("probes_total", "steps", "Steps of another plan, taken to learn its worth.", PLAN),
     gauge(
         "governor_predicted_tokens_per_second",

@@ -17,12 +17,13 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from policies.vocabulary import Plan, Schedule
+from policies.vocabulary import Schedule
 from replicas.control_link import Answer, Call, ControlLink
 from replicas.engine import Engine
-from replicas.governor import PickReason
+from replicas.governor import Change
 from replicas.metrics import ReplicaMetrics
 from replicas.metrics_page import serve_page
+from replicas.switch_times import TellsSwitchTimes
 
 _ENGINES = {"torch": "replicas.deployment:open_torch_engine"}
 POLL_TIMEOUT_S = 10.0  # for a call that the controller holds for two seconds at most
@@ -31,7 +32,7 @@ POLL_TIMEOUT_S = 10.0  # for a call that the controller holds for two seconds at
 class ServedEngine(Engine, Protocol):
     """An engine that can tell which changes of plan it made, and why."""
 
-    def plan_changes(self) -> Mapping[tuple[Plan, Plan, PickReason], int]: ...
+    def plan_changes(self) -> Mapping[Change, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,13 @@ class Replica:
         self.engine, self.tokenizer = await asyncio.to_thread(open_engine, options)
         await self.engine.start()
         self.load_s = time.monotonic() - started
+        timed = self.engine if isinstance(self.engine, TellsSwitchTimes) else None
         self.metrics = ReplicaMetrics(
             self.name,
             options.served_model_name,
             self.engine,
             switched=self.engine.plan_changes,
+            switched_at=None if timed is None else timed.plan_change_times,
             ttft_target_s=options.ttft_target_s,
             tpot_target_s=options.tpot_target_s,
         )

@@ -23,7 +23,7 @@ from prometheus_client.core import Metric as Family
 from policies.vocabulary import DEFAULT_THRESHOLD, SAFE_PLAN, Mode, Plan, all_plans
 from replicas.catalogue import BY_NAME, REPLICA_METRICS, Metric, to_markdown
 from replicas.engine import Engine, EngineReport, FinishReason, PlanCounters
-from replicas.governor import CHANGE_REASONS, PickReason
+from replicas.governor import CHANGE_REASONS, Change
 from replicas.request_metrics import RequestMetrics
 from replicas.vllm_names import alias_families
 
@@ -66,6 +66,7 @@ class ReplicaMetrics:
         model_name: the served name, the `model_name` label of vLLM's series.
         engine: asked for its report and its health at every scrape.
         switched: changes of plan so far by (from, to, reason), where the engine can tell.
+        switched_at: when each last happened, in Unix seconds, likewise.
         plans: plans that have series; a threshold other than the default counts with its plan.
         ttft_target_s, tpot_target_s: targets that requests are judged against.
 
@@ -78,7 +79,8 @@ class ReplicaMetrics:
         model_name: str,
         engine: Engine,
         *,
-        switched: Callable[[], Mapping[tuple[Plan, Plan, PickReason], int]] | None = None,
+        switched: Callable[[], Mapping[Change, int]] | None = None,
+        switched_at: Callable[[], Mapping[Change, float]] | None = None,
         plans: Iterable[Plan] = all_plans(),
         ttft_target_s: float | None = None,
         tpot_target_s: float | None = None,
@@ -88,6 +90,7 @@ class ReplicaMetrics:
         self.registry = CollectorRegistry()
         self._engine = engine
         self._switched = switched or dict
+        self._switched_at = switched_at or dict
         self._plans = tuple(dict.fromkeys(map(_folded, plans)))
         targets = {"ttft": ttft_target_s, "tpot": tpot_target_s}
         self.requests = RequestMetrics(replica, self._mode, targets)
@@ -155,6 +158,8 @@ class ReplicaMetrics:
         page.put("governor_distrusts_total", report.distrusts, self.replica)
         for (before, after, why), count in self._all_switches().items():
             page.put("plan_switches_total", count, self.replica, before, after, why)
+        for (before, after, why), at in self._latest_switches().items():
+            page.put("plan_switched_timestamp_seconds", at, self.replica, before, after, why)
 
     def _all_switches(self) -> dict[tuple[str, str, str], int]:
         plans = [str(plan) for plan in self._plans]
@@ -165,10 +170,17 @@ class ReplicaMetrics:
             for why in CHANGE_REASONS
             if before != after
         }
-        for (before, after, why), count in self._switched().items():
-            key = (str(_folded(before)), str(_folded(after)), why.value)
+        for change, count in self._switched().items():
+            key = _named(change)
             counts[key] = counts.get(key, 0) + count
         return counts
+
+    def _latest_switches(self) -> dict[tuple[str, str, str], float]:
+        latest: dict[tuple[str, str, str], float] = {}
+        for change, at in self._switched_at().items():
+            key = _named(change)
+            latest[key] = max(at, latest.get(key, at))
+        return latest
 
     def _put_plan(self, page: Page, plan: Plan, report: EngineReport) -> None:
         counters = report.plans.get(plan, PlanCounters())
@@ -208,6 +220,11 @@ class ReplicaMetrics:
 def _folded(plan: Plan) -> Plan:
     """The plan without its threshold, which requests choose freely and labels must not follow."""
     return replace(plan, threshold=DEFAULT_THRESHOLD)
+
+
+def _named(change: Change) -> tuple[str, str, str]:
+    before, after, why = change
+    return str(_folded(before)), str(_folded(after)), why.value
 
 
 def _padded(counts: tuple[int, ...], length: int) -> tuple[int, ...]:

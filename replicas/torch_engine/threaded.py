@@ -14,9 +14,10 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from policies.vocabulary import Plan, Schedule
+from policies.vocabulary import Schedule
 from replicas.engine import Delta, EngineError, EngineReport, EngineStopped, Request
-from replicas.governor import PickReason
+from replicas.governor import Change
+from replicas.switch_times import SwitchTimes
 from replicas.torch_engine.engine import TorchEngine
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class ThreadedEngine:
         self._build = build
         self._describe = dict(describe)
         self._core: TorchEngine | None = None
+        self._switch_times = SwitchTimes()
         self._inbox: deque[Callable[[TorchEngine], None]] = deque()
         self._wake = threading.Event()
         self._closing = threading.Lock()
@@ -82,9 +84,13 @@ class ThreadedEngine:
             raise EngineStopped("the engine has not started")
         return self._core.report()
 
-    def plan_changes(self) -> Mapping[tuple[Plan, Plan, PickReason], int]:
-        """Changes of plan so far, by plan before, plan after and reason."""
+    def plan_changes(self) -> Mapping[Change, int]:
+        """Changes of plan so far."""
         return {} if self._core is None else self._core.governor.switched
+
+    def plan_change_times(self) -> Mapping[Change, float]:
+        """When each change last happened, in Unix seconds."""
+        return {} if self._core is None else self._switch_times.of(self._core.governor.switched_at)
 
     def check_health(self) -> None:
         if self._failure is not None:
