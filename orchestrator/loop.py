@@ -8,6 +8,7 @@ sending the same one again is a refresh.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,7 @@ from policies.vocabulary import SAFE_PLAN, Plan, Schedule
 
 HISTORY_LENGTH = 128  # entries a replica; repeated holds share one
 UNISSUED = (0, 0)  # the order of a schedule that a replica started with
+MERGE_S = 15.0  # between two exchanges of what replicas have learned
 FORGET_AFTER_S = 60.0  # several long polls; a replica that lives has called by then
 
 
@@ -61,6 +63,7 @@ class LoopState:
     epoch: int
     version: int = 0
     advisory: bool = False
+    merged_at: float = -math.inf
     replicas: Mapping[str, ReplicaState] = field(default_factory=dict)
 
     @property
@@ -76,19 +79,24 @@ def tick(
     # 1. Forget replicas that no longer call.
     replicas, version = _alive(state, now), state.version
     decisions: dict[str, Decision] = {}
+    # 2. Let replicas learn from each other.
+    if is_merging := now - state.merged_at >= MERGE_S:
+        guards = policy.merge({name: replica.guard for name, replica in replicas.items()}, now)
+        replicas = {n: replace(replica, guard=guards[n]) for n, replica in replicas.items()}
     for name, replica in replicas.items():
-        # 2. Decide; a replica without signals is decided on, too.
+        # 3. Decide; a replica without signals is decided on, too.
         decision, guard = policy.decide(signals.get(name) or Signals(name), replica.guard, now)
         decisions[name] = decision = _marked(decision, state.advisory)
-        # 3. Issue a new version where the schedule to follow has changed.
+        # 4. Issue a new version where the schedule to follow has changed.
         wanted = _to_follow(decision, replica)
         issued, version = _stamp(wanted, replica, state.epoch, version)
-        # 4. Remember what was decided, and why.
+        # 5. Remember what was decided, and why.
         history = _remember(replica.history, decision)
         replicas[name] = replace(
             replica, guard=guard, wanted=wanted, issued=issued, history=history
         )
-    return decisions, replace(state, version=version, replicas=replicas)
+    merged_at = now if is_merging else state.merged_at
+    return decisions, replace(state, version=version, replicas=replicas, merged_at=merged_at)
 
 
 def heartbeat(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan
+from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan, all_plans
 
 POSITIONS = BLOCK_LENGTHS[-1] - 1
 """Draft positions of the longest block."""
@@ -71,8 +71,17 @@ class Acceptance:
         mean, square = survival[1], survival[2]
         hard = max(0.0, mean - HARD_DEVIATIONS * math.sqrt(max(0.0, square - mean * mean)))
         hard_blocks = {length: _geometric(hard, length) for length in BLOCK_LENGTHS}
-        diffusion = dict(self.diffusion)
-        return Yields(blocks, hard_blocks, diffusion)
+        by_plan = {plan: self._tokens(plan, blocks) for plan in all_plans()}
+        hard_by_plan = {plan: self._tokens(plan, hard_blocks) for plan in all_plans()}
+        return Yields(blocks, by_plan, hard_by_plan)
+
+    def _tokens(self, plan: Plan, drafts: Mapping[int, float]) -> float:
+        if plan.mode is Mode.AR:
+            return 1.0
+        drafted = drafts[plan.block_length]
+        if plan.mode is Mode.SELF_SPECULATION:
+            return drafted
+        return max(DIFFUSION_FLOOR, 1.0 + self.diffusion[plan.block_length] * (drafted - 1.0))
 
     def after(
         self,
@@ -96,6 +105,16 @@ class Acceptance:
             self, tried=tuple(tried), accepted=tuple(accepted), prior_rounds=prior_rounds
         )
 
+    def after_shares(self, shares: Sequence[float], rounds: float) -> Acceptance:
+        """With `rounds` more rounds, of which `shares[i]` accepted position i."""
+        tried, accepted = list(self.tried), list(self.accepted)
+        reached = 1.0
+        for i, share in enumerate(shares[:POSITIONS]):
+            tried[i] += rounds * reached
+            reached = min(reached, share)
+            accepted[i] += rounds * reached
+        return replace(self, tried=tuple(tried), accepted=tuple(accepted))
+
     def forgetting(self, share: float) -> Acceptance:
         """With `share` of the evidence dropped: the traffic has changed."""
         keep = 1.0 - share
@@ -112,6 +131,14 @@ class Acceptance:
         return replace(self, diffusion={**self.diffusion, block_length: ratio})
 
 
+def pooled(estimates: Sequence[Acceptance]) -> tuple[float, ...]:
+    """Chances over the evidence of all, each estimate's own prior where there is none."""
+    tried = [sum(at) for at in zip(*(e.tried for e in estimates), strict=True)]
+    accepted = [sum(at) for at in zip(*(e.accepted for e in estimates), strict=True)]
+    base = replace(estimates[0], tried=tuple(tried), accepted=tuple(accepted))
+    return tuple(base.chances())
+
+
 HARD_DEVIATIONS = 0.84
 """Standard deviations below the mean of a request in the 20th percentile. The first two positions
 give mean and spread of acceptance between requests: E[q] and E[q^2]."""
@@ -119,19 +146,12 @@ give mean and spread of acceptance between requests: E[q] and E[q^2]."""
 
 @dataclass(frozen=True, slots=True)
 class Yields:
-    """Tokens per sequence and step, by plan; `hard` is a request of low acceptance."""
+    """Tokens per sequence and step. `blocks`: of self-speculation, by block length; `by_plan` of
+    every plan, `hard_by_plan` for a request of low acceptance."""
 
     blocks: Mapping[int, float]
-    hard_blocks: Mapping[int, float]
-    diffusion: Mapping[int, float]
-
-    def tokens(self, plan: Plan, *, hard: bool = False) -> float:
-        if plan.mode is Mode.AR:
-            return 1.0
-        drafts = (self.hard_blocks if hard else self.blocks)[plan.block_length]
-        if plan.mode is Mode.SELF_SPECULATION:
-            return drafts
-        return max(DIFFUSION_FLOOR, 1.0 + self.diffusion[plan.block_length] * (drafts - 1.0))
+    by_plan: Mapping[Plan, float]
+    hard_by_plan: Mapping[Plan, float]
 
 
 DIFFUSION_FLOOR = 0.5

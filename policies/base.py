@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from policies.decisions import Decision, Signals
 
 BUILT_IN = {
+    "predictive": "policies.predictive:Predictive",
     "static": "policies.static:Static",
     "threshold": "policies.threshold:Threshold",
 }
@@ -31,6 +32,16 @@ class Policy(Protocol):
         as a value, since the caller may keep older ones. Any signal may be missing. Leave the
         schedule's epoch, version and time to live alone: the controller stamps them.
         """
+        ...
+
+
+@runtime_checkable
+class MergingPolicy(Policy, Protocol):
+    """A policy whose replicas learn from each other."""
+
+    def merge(self, states: Mapping[str, Any], now: float) -> Mapping[str, Any]:
+        """The states of all replicas, by name, each with what the others know; called once a round
+        before the decisions. States are values here, too."""
         ...
 
 

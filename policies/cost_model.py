@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
 from policies.change_detector import ChangeDetector
 from policies.isotonic import isotonic
-from policies.vocabulary import AR, Mode, Plan
+from policies.step_time import Profile
+from policies.vocabulary import AR, Mode, Plan, all_plans
 from policies.worth import Worth
 
 REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
@@ -168,8 +169,7 @@ class CostModel:
         if known is None:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            length = 2.0 ** ((bucket + 0.5) / CONTEXT_STEP) - 64.0
-            known = self._remembered[key] = self._values(sequences, max(0.0, length) * sequences)
+            known = self._remembered[key] = self._values(sequences, bucket)
         return known
 
     def step_s(self, plan: Plan, sequences: float, context_tokens: float) -> float:
@@ -179,7 +179,7 @@ class CostModel:
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """Predicted tokens per sequence and step; `hard`: of a request of low acceptance."""
-        return self._yields.tokens(plan, hard=hard)
+        return (self._yields.hard_by_plan if hard else self._yields.by_plan)[plan]
 
     def throughput(self, plan: Plan, sequences: float, context_tokens: float) -> float:
         """Predicted tokens/s."""
@@ -197,16 +197,18 @@ class CostModel:
 
     # -- the parts ------------------------------------------------------------------------------
 
-    def _values(self, sequences: int, context_tokens: float) -> Values:
+    def _values(self, sequences: int, bucket: int) -> Values:
         worth, limit = self.worth, self.worth.profile.max_positions
+        profiled = profiled_steps(worth.profile, sequences, bucket)
+        yields, hard = self._yields.by_plan, self._yields.hard_by_plan
         by_plan: dict[Plan, float] = {}
         tpot: dict[Plan, float] = {}
         for plan in worth.plans:
             if limit is not None and plan != AR and sequences * plan.block_length > limit:
                 continue
-            step_s = self.step_s(plan, sequences, context_tokens)
-            by_plan[plan] = sequences * self.tokens(plan) / step_s
-            tpot[plan] = step_s / self.tokens(plan, hard=True)
+            step_s = profiled[plan] * self.correction(plan, sequences)
+            by_plan[plan] = sequences * yields[plan] / step_s
+            tpot[plan] = step_s / hard[plan]
         within = frozenset(by_plan)
         if worth.tpot_limit_s is not None:
             within = frozenset(p for p, s in tpot.items() if s <= worth.tpot_limit_s)
@@ -284,6 +286,27 @@ class CostModel:
             weights.append(float(count))
         smooth = isotonic(times, weights)
         return {b: t / base for b, t, base in zip(buckets, smooth, bases, strict=True)}
+
+
+_PROFILED: dict[int, tuple[Profile, dict[tuple[int, int], dict[Plan, float]]]] = {}
+"""Step times multiplied out, by the identity of their profile: a fleet shares one."""
+MAX_PROFILES = 64
+
+
+def profiled_steps(profile: Profile, sequences: int, bucket: int) -> dict[Plan, float]:
+    """Seconds of a step of every plan, uncorrected, in a bucket of context lengths."""
+    known = _PROFILED.get(id(profile))
+    if known is None or known[0] is not profile:
+        if len(_PROFILED) >= MAX_PROFILES:
+            _PROFILED.clear()
+        known = _PROFILED[id(profile)] = (profile, {})
+    remembered = known[1]
+    steps = remembered.get((sequences, bucket))
+    if steps is None:
+        length = max(0.0, 2.0 ** ((bucket + 0.5) / CONTEXT_STEP) - 64.0)
+        steps = {p: profile.step_s(p, sequences, length * sequences) for p in all_plans()}
+        remembered[sequences, bucket] = steps
+    return steps
 
 
 def batch_bucket(sequences: float) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from policies.step_time import Profile
 from policies.vocabulary import Plan, Schedule
 
 
@@ -81,6 +82,8 @@ class Signals:
     plan: Plan | None = None
     """The plan in use; as old as `decoding`."""
     plans: Mapping[Plan, PlanSignals] = field(default_factory=dict)
+    profile: Profile | None = None
+    """Step times of this replica's machine and model; it does not age."""
 
     def readings(self) -> dict[str, Reading]:
         """Every scalar signal by name."""
@@ -109,6 +112,8 @@ class Reason(StrEnum):
     LOAD_ROSE = "load_rose"
     LOAD_FELL = "load_fell"
     PREDICTED_GAIN = "predicted_gain"
+    REVISED = "revised"
+    """Estimates have moved; the plan at this load has not."""
     PROBE = "probe"
     POLICY = "policy"
     """The policy changed its schedule and gave no reason of its own."""

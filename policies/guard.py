@@ -9,12 +9,12 @@ for the dwell. Every outcome has a reason. Invariant: no plan outside `allowed` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from policies import slo
-from policies.base import Policy
+from policies.base import MergingPolicy, Policy
 from policies.decisions import Decision, Reason, Signals
 from policies.vocabulary import (
     BLOCK_LENGTHS,
@@ -126,6 +126,20 @@ class Guard:
         if unknown is not None and _is_holding(state):
             return self._without_signals(signals, state, now, unknown)
         return self._ask(signals, state, now, ended)
+
+    def merge(self, states: Mapping[str, GuardState], now: float) -> dict[str, GuardState]:
+        """Lets the policy share between replicas what each has learned, if it can."""
+        if not isinstance(self.policy, MergingPolicy):
+            return dict(states)
+        known = {n: s.policy_state for n, s in states.items() if s.policy_state is not None}
+        try:
+            merged = self.policy.merge(known, now)
+        except Exception:  # as in `decide`; the next decision tells of what is wrong
+            return dict(states)
+        return {
+            name: replace(state, policy_state=merged[name]) if name in merged else state
+            for name, state in states.items()
+        }
 
     def adopt(self, schedule: Schedule) -> GuardState:
         """The state of a replica that follows a schedule already: a controller has restarted."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # it builds on this module's words
@@ -48,9 +49,11 @@ class Plan:
     mode: Mode
     block_length: int = 1
     threshold: float = DEFAULT_THRESHOLD
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", Mode(self.mode))
+        object.__setattr__(self, "_hash", hash((self.mode, self.block_length, self.threshold)))
         allowed = (1,) if self.mode is Mode.AR else BLOCK_LENGTHS
         if self.block_length not in allowed:
             raise ValueError(
@@ -61,6 +64,13 @@ class Plan:
             raise ValueError(f"threshold {self.threshold} must lie in (0, 1]")
         if self.mode is not Mode.DIFFUSION and self.threshold != DEFAULT_THRESHOLD:
             raise ValueError(f"only diffusion has a threshold, not mode {self.mode.value}")
+
+    def __hash__(self) -> int:
+        return self._hash  # plans are keys at every step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Hashes of texts differ between processes.
+        return Plan, (self.mode, self.block_length, self.threshold)
 
     @property
     def is_exact(self) -> bool:
@@ -98,6 +108,7 @@ SAFE_PLAN = AR
 """Decodes everything, whatever the load: what a replica uses when nothing better is known."""
 
 
+@cache
 def all_plans() -> tuple[Plan, ...]:
     """AR, then self-speculation and diffusion at every block length."""
     block_modes = (Mode.SELF_SPECULATION, Mode.DIFFUSION)
