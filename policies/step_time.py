@@ -13,7 +13,7 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -139,7 +139,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; `from_dict` reads it."""
-        fields = asdict(self)
+        fields = asdict(replace(self, ratios={}))  # plans are keys there, which asdict would undo
         fields["ratios"] = {str(plan): [list(p) for p in at] for plan, at in self.ratios.items()}
         return {"format": FORMAT, **fields}
 
