@@ -136,7 +136,8 @@ class PluginReport:
     """The plugin's view of its scheduler process; counters are totals since that process started.
 
     `epoch` and `version` name the schedule in force, and `refusal` says why the last one that came
-    was not taken, if so. `written_at` is wall-clock time.
+    was not taken, if so. `written_at` is wall-clock time. `decoding`, `context_tokens` and the like
+    are as of the last step; the rest, from `steps` on, means what it means in `EngineReport`.
     """
 
     plugin_version: str
@@ -161,6 +162,9 @@ class PluginReport:
     preemptions: int = 0
     switches: tuple[Switches, ...] = ()
     plans: Mapping[Plan, PlanCounters] = field(default_factory=dict)
+    probes: Mapping[Plan, int] = field(default_factory=dict)
+    predicted: Mapping[Plan, float] = field(default_factory=dict)
+    distrusts: int = 0
 
     @property
     def age_s(self) -> float:
@@ -174,6 +178,8 @@ class PluginReport:
             {**asdict(s), "before": str(s.before), "after": str(s.after)} for s in self.switches
         ]
         fields["plans"] = {str(plan): asdict(c) for plan, c in self.plans.items()}
+        for name in ("probes", "predicted"):
+            fields[name] = {str(plan): value for plan, value in fields[name].items()}
         return fields
 
     @classmethod
@@ -190,6 +196,8 @@ class PluginReport:
             Plan.parse(plan): PlanCounters(**{**c, "accepted": tuple(c["accepted"])})
             for plan, c in values["plans"].items()
         }
+        for name in ("probes", "predicted"):
+            values[name] = {Plan.parse(plan): value for plan, value in values[name].items()}
         return cls(**values)
 
 

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 
 from replicas.torch_engine.model_config import CheckpointError, ModelConfig, read_model_config
 
-_ADAPTER_FOLDER = "linear_spec_lora"
+ADAPTER_FOLDER = "linear_spec_lora"
 _ADAPTER_PREFIX = "base_model.model."
-_DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", f"{_ADAPTER_FOLDER}/*"]
+_DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", f"{ADAPTER_FOLDER}/*"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     config = read_model_config(path / "config.json")
     weights = dict(_read_tensors(_weight_files(path)))
     _check(weights, expected_shapes(config), path)
-    weights.update(_read_adapter(path / _ADAPTER_FOLDER, config))
+    weights.update(read_adapter(path / ADAPTER_FOLDER, config))
     return Checkpoint(path, config, weights, load_tokenizer(path))
 
 
@@ -172,7 +172,7 @@ def _check(
         )
 
 
-def _read_adapter(folder: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
+def read_adapter(folder: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
     """The draft adapter's tensors, or nothing if the checkpoint has none."""
     if not folder.is_dir():
         return {}

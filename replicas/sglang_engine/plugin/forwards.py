@@ -1,0 +1,148 @@
+"""Runs rows of one width through SGLang's model: causal, bidirectional, with the draft adapter.
+
+Every forward writes its K/V into the slots behind the committed length, which SGLang allocates
+ahead of each step; a draft's or a denoising pass's are overwritten by the causal pass that follows,
+so what is committed is always causal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.model_executor.forward_batch_info import (
+    CaptureHiddenMode,
+    ForwardBatch,
+    ForwardMode,
+)
+from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
+
+from replicas.torch_engine.batch import Rows
+
+
+@dataclass
+class BlockInput(SpecInput):  # type: ignore[misc]
+    """What attention backends want to know of a forward of equal width: UNO's verification."""
+
+    positions: torch.Tensor
+    draft_token_num: int
+    custom_mask: torch.Tensor | None = None
+    capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
+    hidden_states: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(SpecInputType.UNO_VERIFY)
+        self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = self.draft_token_num
+
+
+class Forwards:
+    """The target worker's model, as a function from rows to logits."""
+
+    def __init__(self, target_worker: Any, spec_algorithm: Any, max_width: int) -> None:
+        self._target, self._algorithm = target_worker, spec_algorithm
+        self._runner = target_worker.model_runner
+        self._model = self._runner.model
+        self.device = torch.device(target_worker.device)
+        self._steps = torch.arange(max_width, device=self.device)
+        modules = self._model.modules()
+        self._attention = [m for m in modules if isinstance(m, RadixAttention)]
+
+    def run(self, rows: Rows, *, draft: bool = False) -> torch.Tensor:
+        """[B * width, vocab] logits. All rows are causal or none: a forward has one mask."""
+        assert isinstance(rows.causal, bool)
+        if rows.causal and rows.width == 1:
+            return self._logits(self._decode_batch(rows))
+        batch = self._block_batch(rows)
+        if rows.causal:
+            return self._logits(batch)
+        with self._bidirectional(), self._drafting(draft):
+            return self._logits(batch)
+
+    def _logits(self, batch: ForwardBatch) -> torch.Tensor:
+        self._runner.kv_index_translator.bind_own_plan(batch)
+        # `is_verify`: SGLang leaves the choice of tokens to us.
+        result = self._target.forward_batch_generation(
+            batch=None, forward_batch=batch, is_verify=True
+        )
+        logits: torch.Tensor = result.logits_output.next_token_logits
+        return logits
+
+    def _decode_batch(self, rows: Rows) -> ForwardBatch:
+        """One token a row, by the kernels of SGLang's own AR decoding."""
+        pool, starts, places = self._places(rows)
+        ends = [s.cached + 1 for s in rows.sequences]
+        return ForwardBatch(
+            forward_mode=ForwardMode.DECODE,
+            batch_size=len(ends),
+            input_ids=rows.tokens.reshape(-1),
+            req_pool_indices=pool,
+            seq_lens=starts + 1,
+            seq_lens_cpu=torch.tensor(ends),
+            seq_lens_sum=sum(ends),
+            out_cache_loc=self._slots(pool, places),
+            positions=starts,
+            spec_algorithm=self._algorithm,
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+        )
+
+    def _block_batch(self, rows: Rows) -> ForwardBatch:
+        pool, starts, places = self._places(rows)
+        ends = [s.cached + rows.width for s in rows.sequences]
+        positions = places.reshape(-1)
+        batch = ForwardBatch(
+            forward_mode=ForwardMode.TARGET_VERIFY,
+            batch_size=len(ends),
+            input_ids=rows.tokens.reshape(-1),
+            req_pool_indices=pool,
+            # torch_native counts the keys that a forward adds; it is the only backend this ran on.
+            seq_lens=starts + rows.width,
+            seq_lens_cpu=torch.tensor(ends),
+            seq_lens_sum=sum(ends),
+            out_cache_loc=self._slots(pool, places),
+            positions=positions,
+            spec_algorithm=self._algorithm,
+            spec_info=BlockInput(positions, rows.width),
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+        )
+        batch.extend_prefix_lens = starts.to(torch.int32)
+        batch.extend_seq_lens = torch.full_like(batch.extend_prefix_lens, rows.width)
+        return batch
+
+    def _places(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pool rows [B], committed lengths [B] and positions [B, width]."""
+        pool = torch.tensor([s.row for s in rows.sequences], device=self.device)
+        starts = torch.tensor([s.cached for s in rows.sequences], device=self.device)
+        return pool, starts, starts[:, None] + self._steps[: rows.width]
+
+    def _slots(self, pool: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        table = self._runner.req_to_token_pool.req_to_token
+        slots: torch.Tensor = table[pool[:, None], places].to(torch.int64).reshape(-1)
+        return slots
+
+    @contextmanager
+    def _bidirectional(self) -> Iterator[None]:
+        """Every position of a block sees the whole block; read by eager forwards only."""
+        self._set_attention(AttentionType.ENCODER_ONLY)
+        try:
+            yield
+        finally:
+            self._set_attention(AttentionType.DECODER)
+
+    def _set_attention(self, kind: AttentionType) -> None:
+        for layer in self._attention:
+            layer.attn_type = kind
+
+    @contextmanager
+    def _drafting(self, draft: bool) -> Iterator[None]:
+        if not draft:
+            yield
+            return
+        self._model.set_drafting(True)
+        try:
+            yield
+        finally:
+            self._model.set_drafting(False)

@@ -1,0 +1,234 @@
+"""The worker: one prefill or one decoding step for SGLang's scheduler, in the plan of the moment.
+
+A decoding step is that of our own engine: pick a plan, group the rows, let the modes of
+`replicas.torch_engine.modes` draft and commit. What differs is around it: SGLang holds tokens, KV
+slots and batches, and is told per row how many tokens a step yielded. A denoising row yields none.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.runtime_context import get_spec
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
+
+from policies.cost_model import StepObservation
+from policies.vocabulary import Plan
+from replicas.sglang_engine.plugin.control import Reporter, ScheduleFile, control_directory
+from replicas.sglang_engine.plugin.forwards import Forwards
+from replicas.sglang_engine.plugin.requests import record_plans, sequence_of
+from replicas.sglang_engine.plugin.state import DecoderState
+from replicas.sglang_engine.plugin.view import LiveScheduler
+from replicas.torch_engine.batch import Rows
+from replicas.torch_engine.modes import MODES, DecodeMode, Group
+from replicas.torch_engine.modes.base import RoundResult
+from replicas.torch_engine.sampling import choice_for, choose
+from replicas.torch_engine.scheduler import effective_plan
+from replicas.torch_engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Carried(SpecInput):  # type: ignore[misc]
+    """What SGLang carries from step to step for a speculative algorithm; for this one, lengths.
+
+    The seed of a row is its last token, which its request holds.
+    """
+
+    new_seq_lens: torch.Tensor
+    future_indices: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(SpecInputType.UNO_STATE)
+        self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = 1
+
+    def filter_batch(self, new_indices: torch.Tensor, *rest: Any, **named: Any) -> None:
+        self.new_seq_lens = self.new_seq_lens[new_indices]
+
+    def merge_batch(self, other: Carried) -> None:
+        self.new_seq_lens = torch.cat((self.new_seq_lens, other.new_seq_lens))
+
+
+class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
+    """Drives the target worker's model; there is no other, it drafts for itself."""
+
+    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
+        super().__init__()
+        self._target_worker = target_worker
+        self.device = torch.device(target_worker.device)
+        self.speculative_num_steps = self.topk = 1
+        self.max_block_length = self.speculative_num_draft_tokens = int(
+            get_spec().speculative_num_draft_tokens
+        )
+        self._mask_token_id = int(target_worker.model_runner.model_config.hf_config.mask_token_id)
+        self._algorithm = target_worker.model_runner.spec_algorithm
+        self._forwards = Forwards(target_worker, self._algorithm, self.max_block_length)
+        directory = control_directory()
+        self.state = DecoderState(
+            self.max_block_length, None if directory is None else ScheduleFile(directory)
+        )
+        if directory is None:
+            logger.warning("trimode: no control directory; AR for every request without a plan")
+        else:
+            Reporter(directory, self.state.report).start()
+        self._ended_at = 0.0
+
+    @property
+    def draft_worker(self) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        # The scheduler asks a speculative worker for what its target worker knows.
+        if name == "_target_worker":
+            raise AttributeError(name)
+        return getattr(self._target_worker, name)
+
+    def meet(self, scheduler: Any) -> None:
+        """Shows the worker its scheduler, which is made after it."""
+        if not isinstance(self.state.scheduler, LiveScheduler):
+            self.state.scheduler = LiveScheduler(scheduler)
+
+    def forward_batch_generation(
+        self, batch: Any, on_publish: Any = None, **unused: Any
+    ) -> GenerationBatchResult:
+        if batch.forward_mode.is_extend():
+            result = self._prefill(batch)
+            self._ended_at = 0.0
+            return result
+        started = time.monotonic()
+        result = self._decode(batch, started)
+        self._ended_at = time.monotonic()
+        return result
+
+    # -- prefill ------------------------------------------------------------------------------
+
+    def _prefill(self, batch: Any) -> GenerationBatchResult:
+        result = self._target_worker.forward_batch_generation(batch, is_verify=True)
+        logits = result.logits_output.next_token_logits
+        sequences = [sequence_of(req) for req in batch.reqs]
+        choice = choice_for(sequences, [len(s.tokens) for s in sequences], 1, self.device)
+        result.next_token_ids = choose(logits, choice)
+        # SGLang takes this very tensor for "unchanged".
+        result.new_seq_lens = batch.seq_lens
+        result.next_draft_input = Carried(batch.seq_lens)
+        totals = self.state.totals
+        for req in batch.reqs:
+            if req.inflight_middle_chunks <= 0:
+                record_plans(req, None, 1)
+                totals.generated_tokens += 1
+                if req.output_ids:
+                    totals.preemptions += 1
+                else:
+                    totals.prompt_tokens += len(req.origin_input_ids)
+        return result
+
+    # -- decoding -----------------------------------------------------------------------------
+
+    def _decode(self, batch: Any, started: float) -> GenerationBatchResult:
+        sequences = [sequence_of(req) for req in batch.reqs]
+        context_tokens = sum(s.cached for s in sequences)
+        plan = self.state.pick(len(sequences), context_tokens)
+        groups = _grouped(sequences, plan)
+        yielded: dict[int, list[int]] = {}
+        rounds: list[tuple[Group, RoundResult]] = []
+        for group in groups:
+            result = self._round(MODES[group.plan.mode](group, self._mask_token_id, self.device))
+            rounds.append((group, result))
+        requests = {id(s): req for s, req in zip(sequences, batch.reqs, strict=True)}
+        for group, result in rounds:
+            self.state.tallies[group.plan].add_round(result)
+            for sequence, tokens, cached in zip(
+                group.sequences, result.tokens, result.cached, strict=True
+            ):
+                yielded[id(sequence)] = _commit(
+                    requests[id(sequence)], sequence, tokens, cached, group.plan
+                )
+        self.state.totals.steps += 1
+        self._observe(batch, groups, yielded, started, context_tokens)
+        return self._result(batch, [yielded[id(s)] for s in sequences])
+
+    def _round(self, mode: DecodeMode) -> RoundResult:
+        draft = mode.draft_rows()
+        if draft is not None:
+            mode.take_draft(self._forwards.run(draft, draft=True))
+        return mode.commit(self._main(mode.rows()))
+
+    def _main(self, rows: Rows) -> torch.Tensor:
+        if isinstance(rows.causal, bool):
+            return self._forwards.run(rows)
+        # Blocks that denoise and blocks that commit: two masks, so two forwards.
+        parts = [rows.causal.nonzero()[:, 0], (~rows.causal).nonzero()[:, 0]]
+        logits = [
+            self._forwards.run(
+                Rows([rows.sequences[i] for i in part.tolist()], rows.tokens[part], causal)
+            ).view(len(part), rows.width, -1)
+            for part, causal in zip(parts, (True, False), strict=True)
+        ]
+        back = torch.cat(parts).argsort()
+        return torch.cat(logits)[back].flatten(0, 1)
+
+    def _observe(
+        self,
+        batch: Any,
+        groups: list[Group],
+        yielded: dict[int, list[int]],
+        started: float,
+        context_tokens: int,
+    ) -> None:
+        """Shares the step's wall time by rows; SGLang's own part of it lies between two calls."""
+        begun = self._ended_at if self._ended_at and not batch.after_idle_gap else started
+        seconds, rows = time.monotonic() - begun, len(yielded)
+        for group in groups:
+            self.state.observe(
+                StepObservation(
+                    plan=group.plan,
+                    sequences=len(group.sequences),
+                    context_tokens=context_tokens,
+                    seconds=seconds * len(group.sequences) / rows,
+                    yields=[len(yielded[id(s)]) for s in group.sequences],
+                    is_pure=len(groups) == 1,
+                )
+            )
+
+    def _result(self, batch: Any, yielded: list[list[int]]) -> GenerationBatchResult:
+        counts = [len(tokens) for tokens in yielded]
+        width = max(1, *counts)
+        padded = [tokens + [0] * (width - len(tokens)) for tokens in yielded]
+        accepted = torch.tensor(counts, device=self.device)
+        lengths = batch.seq_lens + accepted
+        return GenerationBatchResult(
+            next_token_ids=torch.tensor(padded, device=self.device).flatten(),
+            accept_lens=accepted.to(torch.int32),
+            speculative_num_draft_tokens=self.max_block_length,
+            speculative_output_stride=width,
+            # SGLang counts accepted drafts as tokens less this, and cannot count below none.
+            num_non_draft_tokens_per_req=1 if min(counts) else 0,
+            new_seq_lens=lengths,
+            next_draft_input=Carried(lengths),
+        )
+
+
+def _grouped(sequences: list[Sequence], plan: Plan) -> list[Group]:
+    by_plan: dict[Plan, list[Sequence]] = {}
+    for sequence in sequences:
+        by_plan.setdefault(effective_plan(sequence, plan), []).append(sequence)
+    return [Group(p, members) for p, members in by_plan.items()]
+
+
+def _commit(req: Any, sequence: Sequence, tokens: list[int], cached: int, plan: Plan) -> list[int]:
+    """What SGLang is told this row yielded: cut where the sequence ends, as SGLang would cut it."""
+    if not tokens:
+        return []
+    kept = list(sequence.commit(tokens)[0])
+    record_plans(req, str(plan), len(kept))
+    # SGLang will count the K/V of every kept token's predecessor as committed. A diffusion block
+    # that ends its sequence early was never committed causally: its K/V must not be reused.
+    req.kv.kv_committed_len -= max(0, len(kept) - cached)
+    return kept
