@@ -10,6 +10,7 @@ from pydantic import Field
 
 from orchestrator.api.settings import ApiSettings
 from orchestrator.config import Config, Seconds
+from orchestrator.config_values import Words
 from orchestrator.errors import ConfigError
 
 DEMO_MODEL = "tiny"
@@ -32,6 +33,15 @@ class AppConfig(Config):
         1, ge=0, description="CPU threads of a replica's engine; 0 leaves it to torch."
     )
     cuda_graphs: bool = Field(True, description="Whether decode steps are captured on a GPU.")
+    sglang_python: str | None = Field(
+        None,
+        min_length=1,
+        description="Python of the environment that SGLang is in; none is the replica's own.",
+    )
+    sglang_args: Words = Field(
+        (),
+        description="Further arguments of sglang.launch_server, written as in a shell or a list.",
+    )
     num_gpus: float | None = Field(
         None, ge=0, description="GPUs of a replica; none is 1 with device=cuda, else 0."
     )

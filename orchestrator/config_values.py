@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -36,6 +37,10 @@ def _items(value: Any) -> Any:
         if isinstance(value, str)
         else value
     )
+
+
+def _words(value: Any) -> Any:
+    return shlex.split(value) if isinstance(value, str) else value
 
 
 def _plans(value: Any) -> tuple[Plan, ...]:
@@ -89,6 +94,7 @@ Plans = Annotated[
 ]
 Bands = Annotated[tuple[Band, ...], PlainValidator(_bands), PlainSerializer(_written), _TEXT]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_items)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

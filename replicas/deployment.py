@@ -25,7 +25,10 @@ from replicas.metrics import ReplicaMetrics
 from replicas.metrics_page import serve_page
 from replicas.switch_times import TellsSwitchTimes
 
-_ENGINES = {"torch": "replicas.deployment:open_torch_engine"}
+_ENGINES = {
+    "torch": "replicas.deployment:open_torch_engine",
+    "sglang": "replicas.deployment:open_sglang_engine",
+}
 POLL_TIMEOUT_S = 10.0  # for a call that the controller holds for two seconds at most
 
 
@@ -60,6 +63,8 @@ class ReplicaOptions:
     ttft_target_s: float | None = None
     tpot_target_s: float | None = None
     initial_schedule: Schedule | None = None
+    sglang_python: str = ""
+    sglang_args: tuple[str, ...] = ()
 
 
 class Replica:
@@ -164,3 +169,24 @@ def open_torch_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
     )
     engine, checkpoint = loader.open_engine(options.model, load, options.initial_schedule)
     return engine, checkpoint.tokenizer
+
+
+def open_sglang_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
+    """An SGLang server as a child of the replica."""
+    from replicas.sglang_engine import loader
+    from replicas.sglang_engine.engine import Limits
+
+    limits = Limits(options.max_model_len, options.max_num_seqs, options.max_waiting)
+    launch = loader.LaunchOptions(
+        model=options.model,
+        limits=limits,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        cuda_graphs=options.cuda_graphs,
+        max_step_tokens=options.max_num_batched_tokens,
+        kv_tokens=options.kv_tokens,
+        python=options.sglang_python,
+        arguments=options.sglang_args,
+    )
+    return loader.open_engine(launch, options.initial_schedule)

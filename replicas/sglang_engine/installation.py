@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
+from typing import Any
 
 from replicas.sglang_engine.protocol import SGLANG_VERSION
 from replicas.sglang_engine.server import ServerFailed
@@ -48,7 +49,7 @@ def check_installation(python: str, environment: Mapping[str, str]) -> None:
         )
 
 
-def _ask(python: str, environment: Mapping[str, str]) -> dict[str, object]:
+def _ask(python: str, environment: Mapping[str, str]) -> dict[str, Any]:
     try:
         answer = subprocess.run(
             [python, "-c", _QUESTION],
@@ -59,7 +60,7 @@ def _ask(python: str, environment: Mapping[str, str]) -> dict[str, object]:
             check=True,
         )
         # The last line: what a site's start-up code prints comes before it.
-        found: dict[str, object] = json.loads(answer.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     except OSError as error:
         raise ServerFailed(
             f"sglang_python {python!r} cannot be run: {error.strerror}; give the Python of the "
