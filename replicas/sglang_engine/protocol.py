@@ -59,6 +59,9 @@ def launch_flags(max_block_length: int = max(BLOCK_LENGTHS)) -> list[str]:
         *("--speculative-num-steps", "1"),
         *("--speculative-eagle-topk", "1"),
         "--disable-overlap-schedule",
+        # The one attention backend that the plugin has been run on, and no graphs: it refuses more.
+        *("--attention-backend", "torch_native"),
+        "--disable-cuda-graph",
     ]
 
 

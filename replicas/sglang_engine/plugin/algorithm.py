@@ -59,12 +59,13 @@ def check_server_args(server_args: Any) -> None:
         "dp_size": (1,),
         "enable_mixed_chunk": (False,),
         "disable_cuda_graph": (True,),
+        "attention_backend": ("torch_native",),
     }
     for name, allowed in wanted.items():
         if (found := getattr(args, name)) not in allowed:
             raise ValueError(
                 f"{ALGORITHM} needs {name}={allowed[0]}, found {found}; start with "
-                f"{' '.join([*launch_flags(), '--disable-cuda-graph'])}"
+                f"{' '.join(launch_flags())}"
             )
     if (found := args.speculative_num_draft_tokens) not in BLOCK_LENGTHS:
         raise ValueError(

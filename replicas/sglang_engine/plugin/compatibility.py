@@ -25,6 +25,7 @@ SEAMS = (
         "sglang.srt.managers.scheduler_components.output_streamer",
         "_GenerationStreamAccumulator.accept",
     ),
+    ("sglang.srt.mem_cache.allocation_sizing", "get_alloc_reserve_per_decode"),
     ("sglang.srt.managers.overlap_utils", "FutureMap"),
     ("sglang.srt.managers.utils", "GenerationBatchResult.accept_lens"),
     ("sglang.srt.managers.utils", "GenerationBatchResult.new_seq_lens"),

@@ -1,4 +1,4 @@
-"""Three places where SGLang is told what its registries have no word for."""
+"""Places where SGLang is told what its registries have no word for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.runtime_context import get_spec
 
 from replicas.sglang_engine.plugin.requests import refusal
 from replicas.sglang_engine.protocol import ALGORITHM
@@ -25,6 +26,17 @@ def register() -> None:
         _stream,
         HookType.AROUND,
     )
+    HookRegistry.register(
+        "sglang.srt.mem_cache.allocation_sizing.get_alloc_reserve_per_decode",
+        _reserve,
+        HookType.AFTER,
+    )
+
+
+def _reserve(slots: int) -> int:
+    """SGLang reserves two steps' slots per request, for overlap, but room at the end of a context
+    for little more than one step's. Without overlap one is enough."""
+    return slots // 2 if get_spec().speculative_algorithm == ALGORITHM else slots
 
 
 def _admit(error: str | None, scheduler: Any, req: Any) -> str | None:
