@@ -85,7 +85,8 @@ class Delta:
 
     `text` may lag behind `token_ids` (half a UTF-8 character, or a possible stop string, is held
     back); joined over all deltas it is the exact text. `plan` is what committed the tokens, None
-    for the first token, which prefill yields. The last delta carries `finish_reason`.
+    for the first token, which prefill yields. The last delta carries `finish_reason`, and the first
+    `queued_s`, the time from submission to admission, where the engine can tell.
     """
 
     request_id: str
@@ -93,6 +94,7 @@ class Delta:
     text: str
     plan: Plan | None
     finish_reason: FinishReason | None = None
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

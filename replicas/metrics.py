@@ -192,7 +192,9 @@ class ReplicaMetrics:
         page.put("plan_committed_tokens_total", counters.committed, *labels)
         page.put("plan_seconds_total", counters.seconds, *labels)
         page.put("probes_total", report.probes.get(plan, 0), *labels)
-        if (predicted := report.predicted.get(plan)) is not None and report.decoding:
+        # Under bands, a pin's too, the governor's last estimate would be of an older batch.
+        is_predicting = report.decoding and report.schedule.worth is not None
+        if is_predicting and (predicted := report.predicted.get(plan)) is not None:
             page.put("governor_predicted_tokens_per_second", predicted, *labels)
         if plan.mode is Mode.SELF_SPECULATION:
             page.put("plan_drafted_tokens_total", counters.drafted, *labels)

@@ -60,7 +60,10 @@ class RequestMetrics:
         self._judge("ttft", seconds)
 
     def commit(self, request: Request, delta: Delta, seconds: float) -> None:
-        """A delivery came `seconds` after the one before; the first has no plan and no gap."""
+        """A delivery came `seconds` after the one before; the first has no plan and no gap, and
+        says how long the request was queued."""
+        if delta.queued_s is not None:
+            self._observe("queue_seconds", delta.queued_s, self._mode())
         if delta.plan is not None:
             self._life(request).tokens[delta.plan.mode] += len(delta.token_ids)
             self._observe("inter_commit_seconds", seconds, delta.plan.mode)
@@ -78,10 +81,6 @@ class RequestMetrics:
             tpot_s = (seconds - life.first_token_s) / (tokens - 1)
             self._observe("time_per_output_token_seconds", tpot_s, mode)
             self._judge("tpot", tpot_s)
-
-    def queue(self, seconds: float) -> None:
-        """A request was admitted `seconds` after it arrived, where the engine can tell."""
-        self._observe("queue_seconds", seconds, self._mode())
 
     def _prime(self) -> None:
         for instrument in self.histograms.values():

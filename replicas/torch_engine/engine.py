@@ -140,6 +140,7 @@ class TorchEngine:
             arrival=self._arrivals,
             seed=seed,
             eos_token_ids=frozenset(self.model.config.eos_token_ids),
+            submitted_at=self._clock(),
             text=text,
         )
         self._arrivals += 1
@@ -162,7 +163,7 @@ class TorchEngine:
     def step(self) -> list[Delta]:
         """One step for every running sequence; returns what it added, by sequence."""
         started = self._clock()
-        self.scheduler.admit()
+        self.scheduler.admit(started)
         work = self.scheduler.next_work(self._pick(started))
         modes = self._modes(work)
         self._draft(modes)
@@ -276,8 +277,9 @@ class TorchEngine:
             self.tallies[commit.plan].committed += len(kept)
         if sequence.finish_reason is not None:
             self._leave(sequence)
-        request_id = sequence.request.request_id
-        return Delta(request_id, kept, text, commit.plan, sequence.finish_reason)
+        request_id, is_first = sequence.request.request_id, commit.plan is None
+        queued_s = sequence.queued_s if is_first else None
+        return Delta(request_id, kept, text, commit.plan, sequence.finish_reason, queued_s)
 
     def _leave(self, sequence: Sequence) -> None:
         assert sequence.finish_reason is not None

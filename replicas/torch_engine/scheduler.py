@@ -64,7 +64,7 @@ class Scheduler:
         """Tokens that the decoding sequences have cached between them."""
         return sum(s.cached for s in self.running if not s.is_prefilling)
 
-    def admit(self) -> None:
+    def admit(self, now: float) -> None:
         """Moves waiting sequences into free rows, in order of arrival."""
         while self.waiting and len(self.running) < self.max_sequences:
             candidates = [*self.running, self.waiting[0]]
@@ -76,6 +76,8 @@ class Scheduler:
                 self._recut(needed)
             sequence = self.waiting.popleft()
             sequence.row = len(self.running)
+            if sequence.queued_s is None:  # not one that was set back
+                sequence.queued_s = now - sequence.submitted_at
             self.running.append(sequence)
 
     def next_work(self, plan: Plan) -> Work:

@@ -17,13 +17,15 @@ class Sequence:
     While decoding, cached == len(tokens) - 1: the last token is the seed, whose K/V are not written
     yet. That is all that is carried from step to step, so any two steps may differ in plan. The one
     exception is `block`: tokens that a diffusion block has fixed so far (mask elsewhere); it ends
-    with its block and may be dropped at any time without loss.
+    with its block and may be dropped at any time without loss. `queued_s` is how long it waited
+    until it first got a row.
     """
 
     request: Request
     arrival: int
     seed: int
     eos_token_ids: frozenset[int]
+    submitted_at: float = 0.0
     text: TextStream | None = None
     tokens: list[int] = field(default_factory=list)
     cached: int = 0
@@ -31,6 +33,7 @@ class Sequence:
     block: list[int] | None = None
     block_plan: Plan | None = None
     finish_reason: FinishReason | None = None
+    queued_s: float | None = None
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt_token_ids)

@@ -6,7 +6,9 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from policies.step_time import shipped_profile
 from policies.vocabulary import AR, Mode, Plan, Schedule, all_plans
+from policies.worth import Worth
 from replicas.catalogue import BY_NAME, CATALOGUE, REPLICA_METRICS
 from replicas.engine import Delta, EngineReport, EngineStopped, PlanCounters, Request
 from replicas.governor import PickReason
@@ -139,6 +141,18 @@ def test_switches_by_direction_start_at_zero():
     assert registry.get_sample_value("trimode_switches_total", {"replica": "r1"}) == 2
 
 
+def test_the_governors_estimates_are_shown_only_while_it_follows_them(engine, sample):
+    name, labels = "trimode_governor_predicted_tokens_per_second", {"mode": "ar", "plan": "ar"}
+    worth = Worth(all_plans(), shipped_profile("h100"))
+    follows = Schedule.pinned(AR)
+    engine.current = replace(
+        REPORT, predicted={AR: 99.0}, schedule=replace(follows, worth=worth), decoding=3
+    )
+    assert sample(name, **labels) == 99.0
+    engine.current = replace(engine.current, schedule=follows)  # a pin: the estimate gets old
+    assert sample(name, **labels) is None
+
+
 OPTIONAL = {
     "governor_predicted_tokens_per_second",  # a schedule of bands predicts nothing
     "plan_switched_timestamp_seconds",  # not before the first switch
@@ -163,12 +177,14 @@ def test_a_request_is_timed_from_its_arrival(metrics, sample):
     observer, q = metrics.requests, request()
     observer.queued(q)
     observer.first_token(q, 0.4)
-    observer.commit(q, Delta("q1", (5,), "a", None), 0.4)
+    observer.commit(q, Delta("q1", (5,), "a", None, queued_s=0.25), 0.4)
     observer.commit(q, Delta("q1", (6, 7, 8), "bcd", DIFFUSION), 0.1)
     observer.commit(q, Delta("q1", (9,), "e", AR), 0.1)
     observer.finished(q, "stop", 0.8, 5)
     assert sample("trimode_time_to_first_token_seconds_count", mode="self_speculation") == 1
     assert sample("trimode_time_to_first_token_seconds_sum", mode="self_speculation") == 0.4
+    assert sample("trimode_queue_seconds_count", mode="self_speculation") == 1
+    assert sample("trimode_queue_seconds_sum", mode="self_speculation") == 0.25
     assert sample("trimode_inter_commit_seconds_count", mode="diffusion") == 1
     assert sample("trimode_inter_commit_seconds_count", mode="ar") == 1
     assert sample("trimode_request_seconds_count", mode="diffusion") == 1

@@ -153,6 +153,19 @@ def test_a_schedule_takes_effect_at_the_next_step_and_an_older_one_never():
     assert delta.plan == AR
 
 
+def test_the_first_delta_says_how_long_the_request_was_queued():
+    now = [10.0]
+    model = build_model(TINY, random_weights(TINY))
+    engine = build_engine(model, forward=LEDGER, clock=lambda: now[0], max_sequences=1)
+    for name in ("first", "second"):
+        engine.submit(request(name, (3, 4), 2))
+    told = []
+    while engine.has_work:
+        told += [(delta.request_id, delta.queued_s) for delta in engine.step()]
+        now[0] += 0.5
+    assert told == [("first", 0.0), ("first", None), ("second", 1.0), ("second", None)]
+
+
 def test_counters_of_every_plan_add_up(copying, references):
     engine = build_engine(copying)
     plans = all_plans()

@@ -39,7 +39,7 @@ def arrive(into: Scheduler, *prompt_lengths: int) -> list[Sequence]:
 
 def step(of: Scheduler, plan: Plan = AR) -> list[int]:
     """One step in which every decoding sequence gains a token; returns who ran or prefilled."""
-    of.admit()
+    of.admit(0.0)
     work = of.next_work(plan)
     touched = set()
     for group in work.groups:
@@ -121,7 +121,7 @@ def test_the_oldest_advances_in_every_step_and_everything_finishes():
 def test_prefill_is_cut_to_the_budget_that_decoding_leaves():
     s = scheduler(max_step_tokens=128)
     arrive(s, 150, 150)
-    s.admit()
+    s.admit(0.0)
     chunks = s.next_work(AR).chunks
     assert [(c.start, c.end) for c in chunks] == [(0, 128)]
     chunks[0].sequence.cached = 128
@@ -135,7 +135,7 @@ def test_prefill_is_not_starved_by_decoding_that_fills_the_budget():
     while any(q.is_prefilling for q in s.running) or s.waiting:
         step(s)
     arrive(s, 100)
-    s.admit()
+    s.admit(0.0)
     work = s.next_work(SPECULATION)
     assert sum(len(g.sequences) for g in work.groups) == 4
     assert [c.end - c.start for c in work.chunks] == [MIN_PREFILL_TOKENS]
