@@ -51,6 +51,7 @@ class Server:
         self.log = log
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_gone = False
 
     def start(self) -> None:
         """Starts the process; that it serves is for the caller to find out.
@@ -113,8 +114,9 @@ class Server:
 
     async def kill(self) -> None:
         """Ends the server and what it may have left behind: the session is its own."""
-        if self._process is None:
+        if self._process is None or self._is_gone:
             return
+        self._is_gone = True  # its number may be another's from now on
         self._signal(signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.wait(), KILL_PATIENCE_S)

@@ -1,10 +1,16 @@
-"""What every engine promises its caller. Run: pytest tests/replicas/test_engine_contract.py"""
+"""What every engine promises its caller. Run: pytest tests/replicas/test_engine_contract.py
+
+SGLang takes part where it is installed (make test-sglang); over a fake server its adapter always
+does.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -14,12 +20,16 @@ from replicas.engine import (
     Delta,
     Engine,
     EngineOverloaded,
+    EngineReport,
     EngineStopped,
     FinishReason,
     Request,
     RequestRejected,
     SamplingParams,
 )
+from replicas.sglang_engine.engine import SGLangEngine
+from replicas.sglang_engine.loader import LaunchOptions
+from replicas.sglang_engine.loader import open_engine as open_sglang
 from replicas.tiny import CHECKPOINT
 from replicas.torch_engine.checkpoint import load_checkpoint, load_tokenizer
 from replicas.torch_engine.engine import EngineLimits, TorchEngine
@@ -31,15 +41,44 @@ from replicas.torch_engine.loader import (
 )
 from replicas.torch_engine.model import Batch
 from replicas.torch_engine.threaded import ThreadedEngine
+from tests.replicas.sglang_engine.conftest import LIMITS as SGLANG_LIMITS
+from tests.replicas.sglang_engine.conftest import MODEL, PATIENCE, fake_command
 
+Run = Callable[[], AbstractAsyncContextManager[Engine]]
 LIMITS = EngineLimits(max_context_tokens=512, max_sequences=4, kv_tokens=2048, max_waiting=2)
 SPECULATION = Plan(Mode.SELF_SPECULATION, 8)
 
 
-@asynccontextmanager
-async def running_engine(name: str) -> AsyncIterator[Engine]:
-    assert name == "torch"
+SGLANG = pytest.param(
+    "sglang",
+    marks=[
+        pytest.mark.sglang,
+        pytest.mark.skipif(find_spec("sglang") is None, reason="sglang is not installed"),
+    ],
+)
+
+
+def torch_engine() -> Engine:
     engine, _ = open_engine(CHECKPOINT, LoadOptions(device="cpu", threads=1, limits=LIMITS))
+    return engine
+
+
+def sglang_engine() -> Engine:
+    options = LaunchOptions(str(CHECKPOINT), SGLANG_LIMITS, device="cpu", threads=1)
+    engine, _ = open_sglang(options)
+    return engine
+
+
+@asynccontextmanager
+async def running_engine(name: str, folder: Path) -> AsyncIterator[Engine]:
+    makers = {
+        "torch": torch_engine,
+        "sglang over a fake server": lambda: SGLangEngine(
+            fake_command(folder / "events"), MODEL, SGLANG_LIMITS, patience=PATIENCE
+        ),
+        "sglang": sglang_engine,
+    }
+    engine = makers[name]()
     await engine.start()
     try:
         yield engine
@@ -47,9 +86,18 @@ async def running_engine(name: str) -> AsyncIterator[Engine]:
         await engine.stop()
 
 
-@pytest.fixture(params=["torch"])
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(params=["torch", "sglang over a fake server", SGLANG])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    """Runs an engine of each kind."""
+    return lambda: running_engine(str(request.param), tmp_path)
+
+
+async def settled(engine: Engine, condition: Callable[[EngineReport], bool]) -> EngineReport:
+    """The first report that is so; a report may be a tenth of a second old."""
+    async with asyncio.timeout(10):
+        while not condition(report := engine.report()):
+            await asyncio.sleep(0.01)
+    return report
 
 
 def prompt(text: str = "Add 27 and 45.") -> tuple[int, ...]:
@@ -69,9 +117,9 @@ def tokens(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
 
 
-def test_deltas_join_to_the_answer_and_the_last_one_says_why_it_ended(name: str) -> None:
+def test_deltas_join_to_the_answer_and_the_last_one_says_why_it_ended(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             deltas = await collect(engine, request("a"))
             assert [d.finish_reason for d in deltas[:-1]] == [None] * (len(deltas) - 1)
             assert deltas[-1].finish_reason is FinishReason.STOP
@@ -81,9 +129,9 @@ def test_deltas_join_to_the_answer_and_the_last_one_says_why_it_ended(name: str)
     asyncio.run(scenario())
 
 
-def test_a_schedule_changes_the_plan_at_the_next_step_and_no_exact_token(name: str) -> None:
+def test_a_schedule_changes_the_plan_at_the_next_step_and_no_exact_token(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             # Long enough that the switch surely falls into it, however slow this event loop is.
             plain = await collect(engine, request("a", max_tokens=400, endless=True, plan=AR))
             stream = engine.generate(request("b", max_tokens=400, endless=True))
@@ -92,14 +140,14 @@ def test_a_schedule_changes_the_plan_at_the_next_step_and_no_exact_token(name: s
             switched += [delta async for delta in stream]
             assert tokens(switched) == tokens(plain)
             assert {d.plan for d in switched} == {None, AR, SPECULATION}
-            assert engine.report().plan == SPECULATION
+            await settled(engine, lambda report: report.plan == SPECULATION)
 
     asyncio.run(scenario())
 
 
-def test_an_older_schedule_is_ignored(name: str) -> None:
+def test_an_older_schedule_is_ignored(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             engine.set_schedule(Schedule.pinned(SPECULATION, epoch=2, version=1))
             engine.set_schedule(Schedule.pinned(AR, epoch=1, version=9))
             deltas = await collect(engine, request("a"))
@@ -108,24 +156,23 @@ def test_an_older_schedule_is_ignored(name: str) -> None:
     asyncio.run(scenario())
 
 
-def test_closing_the_stream_frees_the_sequence(name: str) -> None:
+def test_closing_the_stream_frees_the_sequence(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             stream = engine.generate(request("a", max_tokens=400, endless=True))
             await anext(stream)
-            assert engine.report().decoding == 1
+            await settled(engine, lambda report: report.decoding == 1)
             await stream.aclose()  # type: ignore[attr-defined]
             await collect(engine, request("b"))  # at least one step later
-            report = engine.report()
-            assert (report.decoding, report.kv_tokens_used) == (0, 0)
+            report = await settled(engine, lambda r: (r.decoding, r.kv_tokens_used) == (0, 0))
             assert report.finished["cancelled"] == 1
 
     asyncio.run(scenario())
 
 
-def test_what_cannot_be_served_is_rejected_before_the_first_delta(name: str) -> None:
+def test_what_cannot_be_served_is_rejected_before_the_first_delta(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             with pytest.raises(RequestRejected, match="512"):
                 await collect(engine, request("a", max_tokens=600))
             assert tokens(await collect(engine, request("b")))
@@ -133,9 +180,9 @@ def test_what_cannot_be_served_is_rejected_before_the_first_delta(name: str) -> 
     asyncio.run(scenario())
 
 
-def test_a_full_queue_refuses_and_serves_the_rest(name: str) -> None:
+def test_a_full_queue_refuses_and_serves_the_rest(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             many = [collect(engine, request(str(i), endless=True)) for i in range(40)]
             outcomes = await asyncio.gather(*many, return_exceptions=True)
             refused = [o for o in outcomes if isinstance(o, EngineOverloaded)]
@@ -147,9 +194,9 @@ def test_a_full_queue_refuses_and_serves_the_rest(name: str) -> None:
     asyncio.run(scenario())
 
 
-def test_stopping_ends_running_streams_with_an_error(name: str) -> None:
+def test_stopping_ends_running_streams_with_an_error(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             stream = engine.generate(request("a", max_tokens=400, endless=True))
             await anext(stream)
             await engine.stop()
@@ -162,9 +209,9 @@ def test_stopping_ends_running_streams_with_an_error(name: str) -> None:
     asyncio.run(scenario())
 
 
-def test_concurrent_streams_equal_each_alone(name: str) -> None:
+def test_concurrent_streams_equal_each_alone(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             alone = tokens(await collect(engine, request("a", plan=AR)))
             together = await asyncio.gather(
                 *(collect(engine, request(str(i), plan=p)) for i, p in enumerate((AR, SPECULATION)))
@@ -174,9 +221,9 @@ def test_concurrent_streams_equal_each_alone(name: str) -> None:
     asyncio.run(scenario())
 
 
-def test_a_pinned_plan_that_breaks_the_asked_quality_is_rejected(name: str) -> None:
+def test_a_pinned_plan_that_breaks_the_asked_quality_is_rejected(run: Run) -> None:
     async def scenario() -> None:
-        async with running_engine(name) as engine:
+        async with run() as engine:
             pinned = request("a", plan=Plan(Mode.DIFFUSION, 8), quality=Quality.EXACT)
             with pytest.raises(RequestRejected, match="diffusion/8"):
                 await collect(engine, pinned)
