@@ -24,10 +24,11 @@ from orchestrator.api.settings import ApiSettings
 from orchestrator.config_values import Bands, Keys, Plans, PlanText, explain
 from orchestrator.errors import ConfigError
 from orchestrator.signals import DirectScrape, PrometheusServer, SignalSource
-from policies.base import load_policy
+from policies.base import BUILT_IN, load_policy
 from policies.guard import Guard, Rules
 from policies.vocabulary import SAFE_PLAN, Plan, Quality, all_plans
 
+MODEL_BASED = ("predictive", "bandit")
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -81,9 +82,10 @@ class Config(BaseModel):
         None, description="Plans that may be used besides ar; none is every plan of the quality."
     )
     policy: str = Field(
-        "threshold",
+        "predictive",
         min_length=1,
-        description="Who chooses: static, threshold, or your own as package.module:Class.",
+        description="Who chooses: predictive, bandit, threshold, static, or your own as "
+        "package.module:Class.",
     )
     plan: PlanText | None = Field(None, description="The static policy's plan.")
     bands: Bands | None = Field(
@@ -189,7 +191,9 @@ class Config(BaseModel):
         Raises:
             ConfigError: the policy is unknown or does not take its options.
         """
-        chosen = {"plan": self.plan, "bands": self.bands}
+        chosen: dict[str, Any] = {"plan": self.plan, "bands": self.bands}
+        if self.policy in MODEL_BASED:
+            chosen["tpot_target_s"] = self.tpot_target_s
         given = {name: value for name, value in chosen.items() if value is not None}
         try:
             policy = load_policy(self.policy, {**given, **self.policy_options})
@@ -240,9 +244,7 @@ class Config(BaseModel):
                     "remove it or set quality=any"
                 )
         for name, policy in (("plan", "static"), ("bands", "threshold")):
-            if getattr(self, name) is not None and self.policy in {"static", "threshold"} - {
-                policy
-            }:
+            if getattr(self, name) is not None and self.policy in set(BUILT_IN) - {policy}:
                 faults.append(
                     f"{name} is for policy={policy} and policy={self.policy}; "
                     "remove the one or change the other"

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -83,7 +83,7 @@ class ControlService:
             self._round_began = self._clock()
             self._forget_silent()
             urls = {name: replica.url for name, replica in self.state.replicas.items()}
-            self.signals = await self._source.collect(urls, self._clock())
+            self.signals = self._profiled(await self._source.collect(urls, self._clock()))
             self._decide(began)
             took_s = time.perf_counter() - began
             await asyncio.sleep(max(0.0, self._interval_s - took_s))
@@ -112,6 +112,14 @@ class ControlService:
                 decision_log.info(json.dumps(row))
         self._wake_polls()
 
+    def _profiled(self, signals: Mapping[str, Signals]) -> dict[str, Signals]:
+        """With what a replica has told of its machine, which is no metric."""
+        told = self._told
+        return {
+            name: replace(known, profile=told[name].call.profile) if name in told else known
+            for name, known in signals.items()
+        }
+
     def _forget_silent(self) -> None:
         now = self._clock()
         for name, replica in self.state.replicas.items():
@@ -133,6 +141,8 @@ class ControlService:
         )
         self._told[name] = Told(call, now)
         if is_new:
+            known = self.signals.get(name) or Signals(name)
+            self.signals = {**self.signals, **self._profiled({name: known})}
             self._decide()
         deadline = time.monotonic() + HOLD_POLL_S
         while self._is_current(call) and (left_s := deadline - time.monotonic()) > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from orchestrator import measures
@@ -60,7 +61,7 @@ class SignalLedger:
 
     def signals(self, replica: str, now: float, stale_after_s: float) -> Signals:
         """Everything as of `now`; what is older than `stale_after_s` is missing."""
-        scalars = {
+        scalars: dict[str, Any] = {
             name: self._reading(name, _NO_PLAN, now, stale_after_s) for name in measures.SIGNALS
         }
         plans = {}
@@ -69,7 +70,7 @@ class SignalLedger:
             if plan is not None:
                 plans[plan] = self._plan_signals(text, now, stale_after_s)
         in_use = self._fresh(PLAN, _NO_PLAN, now, stale_after_s)
-        return Signals(replica, plan=_parsed(in_use), plans=plans, **scalars)
+        return replace(Signals(replica, plan=_parsed(in_use), plans=plans), **scalars)
 
     def _plan_signals(self, plan: str, now: float, stale_after_s: float) -> PlanSignals:
         readings = {

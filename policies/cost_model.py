@@ -201,12 +201,15 @@ class CostModel:
         worth, limit = self.worth, self.worth.profile.max_positions
         profiled = profiled_steps(worth.profile, sequences, bucket)
         yields, hard = self._yields.by_plan, self._yields.hard_by_plan
+        batch = batch_bucket(sequences)
         by_plan: dict[Plan, float] = {}
         tpot: dict[Plan, float] = {}
         for plan in worth.plans:
             if limit is not None and plan != AR and sequences * plan.block_length > limit:
                 continue
-            step_s = profiled[plan] * self.correction(plan, sequences)
+            at = self._corrections.get(plan)
+            factor = at.get(batch, self._general[plan]) if at else self._general[plan]
+            step_s = profiled[plan] * factor
             by_plan[plan] = sequences * yields[plan] / step_s
             tpot[plan] = step_s / hard[plan]
         within = frozenset(by_plan)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from policies.guard import Pin
+from policies.step_time import Profile
 from policies.vocabulary import Schedule
 from replicas.engine import Engine, EngineReport
 
@@ -26,6 +27,7 @@ class Call:
     """What a replica says: who it is, where its metrics are, what it follows and does.
 
     `pin` is the pin it was last told of: a controller that has just started learns of it here.
+    `profile` are the step times of its machine and model, if they are known.
     """
 
     replica: str
@@ -33,6 +35,7 @@ class Call:
     schedule: Schedule
     pin: Pin | None
     report: EngineReport
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)

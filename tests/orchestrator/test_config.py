@@ -6,6 +6,7 @@ from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 from orchestrator.signals import DirectScrape, PrometheusServer
 from policies.decisions import Reading, Signals
+from policies.predictive import Predictive
 from policies.threshold import DEFAULT_BANDS
 from policies.vocabulary import AR, Band, Plan
 
@@ -21,10 +22,19 @@ def fault(**values):
 
 def test_the_defaults_are_a_demo_that_keeps_to_exact_plans():
     config = Config()
-    assert (config.model_name, config.num_replicas, config.policy) == ("tiny", 2, "threshold")
+    assert (config.model_name, config.num_replicas, config.policy) == ("tiny", 2, "predictive")
     assert all(plan.is_exact for plan in config.plans)
-    assert config.make_guard().policy.bands == DEFAULT_BANDS
+    assert isinstance(config.make_guard().policy, Predictive)
     assert isinstance(config.make_source(), DirectScrape)
+
+
+def test_the_threshold_policy_has_bands_of_its_own():
+    assert Config(policy="threshold").make_guard().policy.bands == DEFAULT_BANDS
+
+
+def test_the_predictive_policy_knows_the_tpot_target():
+    policy = Config(tpot_target_s=0.05).make_guard().policy
+    assert policy.tpot_limit_s == pytest.approx(0.03)
 
 
 def test_values_may_be_text_as_a_command_line_has_them():
@@ -33,6 +43,7 @@ def test_values_may_be_text_as_a_command_line_has_them():
         advisory="true",
         interval_s="0.5",
         api_keys="one, two",
+        policy="threshold",
         bands="4=self_speculation/16,ar",
         allowed_plans="self_speculation/16",
     )
@@ -44,12 +55,15 @@ def test_values_may_be_text_as_a_command_line_has_them():
 
 
 def test_bands_may_be_written_as_a_yaml_list():
-    config = Config(bands=[{"up_to": 4, "plan": "self_speculation/16"}, {"plan": "ar"}])
+    config = Config(
+        policy="threshold", bands=[{"up_to": 4, "plan": "self_speculation/16"}, {"plan": "ar"}]
+    )
     assert config.bands == (Band(4, SPEC_16), Band(None, AR))
 
 
 def test_what_a_config_writes_it_reads_again():
-    config = Config(bands="4=diffusion/8,ar", quality="any", allowed_plans="diffusion/8")
+    given = {"bands": "4=diffusion/8,ar", "quality": "any", "allowed_plans": "diffusion/8"}
+    config = Config(policy="threshold", **given)
     assert Config(**config.model_dump(mode="json")) == config
 
 

@@ -48,5 +48,5 @@ def deploy(cluster: int) -> Callable[..., App]:
 
 @pytest.fixture(scope="session")
 def app(deploy: Callable[..., App]) -> App:
-    """Two replicas that may use every plan, under the default policy."""
-    return deploy("main", quality="any", max_sequences=16)
+    """Two replicas that may use every plan, under bands: tests know which plan to expect."""
+    return deploy("main", policy="threshold", quality="any", max_sequences=16)

@@ -77,6 +77,7 @@ def test_promql_drives_the_plan_and_its_loss_holds_it(
         num_replicas=1,
         prometheus_url=prometheus.url,
         # The policy applies the bands itself, so that only PromQL can move the plan.
+        policy="threshold",
         policy_options={"local": False},
         bands="3=self_speculation/16,ar",
         schedule_dwell_s=0.5,
