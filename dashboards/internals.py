@@ -73,8 +73,8 @@ def engine_work() -> Iterator[Panel]:
     accepted = p.bars(
         "Acceptance by draft position",
         "Share of rounds over the selected time in which a position was accepted, of all rounds "
-        "whose block is long enough; 0 is the first drafted token. The twelve most often accepted.",
-        f"topk(12, sum by (position) ({positions}) / sum by (position) "
+        "whose block is long enough; 0 is the first drafted token. The ten most often accepted.",
+        f"topk(10, sum by (position) ({positions}) / sum by (position) "
         f"((0 * {positions} + 1) * on (job, replica, plan) group_left () "
         f"sum by (job, replica, plan) ({whole})))",
         "{{position}}",

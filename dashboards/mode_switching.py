@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as model
 
 from dashboards import panels as p
@@ -179,13 +180,14 @@ def _why() -> Iterator[Panel]:
     yield p.coloured(
         p.bars(
             "Switches by direction",
-            "From, to and reason over the selected time, the ten most frequent: band is the load, "
-            "hysteresis the load's way back, expired a schedule that nobody refreshed.",
-            f"topk(10, round(sum by (from_plan, to_plan, reason) ({changes}))) > 0",
+            "From, to and reason over the selected time, the six most frequent: worth is a better "
+            "prediction, band the load, hysteresis the way back, distrust steps that yield far "
+            "less than predicted, expired a schedule that nobody refreshed.",
+            f"topk(6, round(sum by (from_plan, to_plan, reason) ({changes}))) > 0",
             "{{from_plan}} → {{to_plan}}, {{reason}}",
             unit="short",
-            w=8,
-        ),
+            w=9,
+        ).name_placement(common.BarGaugeNamePlacement.TOP),
         SWITCH_COLOUR,
     )
     yield p.lines(
@@ -193,7 +195,7 @@ def _why() -> Iterator[Panel]:
         "1 while an operator's pin holds the replica.",
         query(f"max by (replica) (trimode_pinned{{{SELECT}}})", "{{replica}}"),
         unit="short",
-        w=7,
+        w=6,
     ).max(1)
     yield p.plan_timeline(
         "Plan decided",
@@ -207,9 +209,9 @@ def _why() -> Iterator[Panel]:
 def _was_it_right() -> Iterator[Panel]:
     yield p.lines(
         "Predicted and measured throughput",
-        "Prediction for the plan in use, and tokens a second while decoding, over 5 minutes.",
+        "Predictions for the plans in use, and tokens a second while decoding, over 5 minutes.",
         query(
-            f"sum(avg_over_time(replica:trimode_predicted_tokens_per_second:in_use{{{SELECT}}}[5m]))",
+            f"sum(replica:trimode_predicted_tokens_per_second:mean5m{{{SELECT}}})",
             "predicted",
         ),
         query(
@@ -232,9 +234,10 @@ def _was_it_right() -> Iterator[Panel]:
     yield p.by_plan(
         p.lines(
             "Predicted throughput of every plan",
-            "Mean over the selected replicas at their present load. Where two lines cross, the "
-            "plan should change.",
+            "Mean over the selected replicas at their present load, by their governors; by the "
+            "policy where those follow bands. Where two lines cross, the plan should change.",
             query(
+                f"avg by (plan) (trimode_governor_predicted_tokens_per_second{{{SELECT}}}) or "
                 f"avg by (plan) (trimode_predicted_tokens_per_second{{{SELECT}}})",
                 "{{plan}}",
             ),
@@ -261,6 +264,7 @@ def _was_it_right() -> Iterator[Panel]:
                 "{{plan}}",
             ),
             unit="short",
+            w=7,
         )
     )
     yield p.by_plan(
@@ -270,6 +274,24 @@ def _was_it_right() -> Iterator[Panel]:
             f"avg by (plan) (avg_over_time(trimode_plan_active{{{SELECT}}}[$__range])) > 0",
             "{{plan}}",
             unit="percentunit",
-            w=12,
+            w=5,
         )
+    )
+    probes = f"sum by (plan) (rate(trimode_probes_total{{{SELECT}}}[{RATE}])) > 0"
+    yield p.by_plan(
+        p.lines(
+            "Probes",
+            "Single steps of another plan a second, which governors take to learn its worth.",
+            query(probes, "{{plan}}"),
+            unit="ops",
+            w=7,
+        )
+    )
+    distrusts = f"sum by (replica) (rate(trimode_governor_distrusts_total{{{SELECT}}}[{RATE}]))"
+    yield p.lines(
+        "Fallbacks to AR",
+        "A minute: steps yielded far less than predicted while requests queued.",
+        query(f"60 * {distrusts}", "{{replica}}"),
+        unit="short",
+        w=5,
     )

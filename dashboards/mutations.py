@@ -101,7 +101,7 @@ MUTATIONS: dict[str, Mutation] = {
     "a panel taken away": _without_panel("Models served"),
     "an edit by hand": _edited_by_hand,
     "annotations in seconds": _annotation("1000 * ", ""),
-    "an annotation's rule": _annotation("plan_switch:", "plan_switches:"),
+    "an annotation's metric": _annotation("plan_switched_", "plan_switching_"),
     "a recording rule's name": _rules("recording", "_plan:forgone_ratio", "_plan:forgone_share"),
     "a recording rule's metric": _rules("recording", "seconds_total[5m]", "second_total[5m]"),
     "a recording rule's label": _rules("recording", "max by (job, replica) (", "max by (job) ("),

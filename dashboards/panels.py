@@ -149,8 +149,8 @@ def by_plan(made: Panel) -> Panel:
 def quantiles(title: str, why: str, metric: str, *, w: int = 8, h: int = 8) -> Panel:
     """p50 dashed and p95 solid of a histogram in seconds, by mode."""
     rates = f"sum by (le, mode) (rate({metric}_bucket{{{SELECT}}}[{RATE}]))"
-    queries = [
-        query(f"histogram_quantile({q}, {rates})", f"{name} {{{{mode}}}}", ref=ref)
+    queries = [  # a mode that nobody used has no quantile: NaN, which legends would show
+        query(f"histogram_quantile({q}, {rates}) >= 0", f"{name} {{{{mode}}}}", ref=ref)
         for ref, name, q in (("A", "p50", 0.5), ("B", "p95", 0.95))
     ]
     made = lines(title, why, *queries, unit="s", w=w, h=h).fill_opacity(0)

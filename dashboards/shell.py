@@ -18,8 +18,8 @@ WIDTH = 24
 MARKED = {"Plan in use", "Concurrency", "Throughput by plan", "Plan decided"}
 """Panels that show the marks of switches."""
 SWITCHES, STARTS = "Switches of plan", "Controller starts"
-# The step is all that Grafana leaves to choose: marks of one series that are at most a step apart
-# become one region. `$__interval` is that step, so no event falls between two evaluations.
+# Grafana makes one region of marks of one series (a direction and reason) that are at most a step
+# apart, and sees the latest of each step. The step is all that it leaves to choose.
 _ANNOTATION_OPTIONS = {
     SWITCHES: {
         "titleFormat": "{{replica}}: {{from_plan}} → {{to_plan}}",
@@ -40,11 +40,11 @@ def board(title: str, uid: str, description: str) -> dashboard.Dashboard:
     made = made.with_variable(_choice("replica", "Replica", f"trimode_engine_up{{{APP}}}"))
     link = dashboard.DashboardLink("Trimode").type(model.DashboardLinkType.DASHBOARDS)
     link = link.tags([TAG]).as_dropdown(True).include_vars(True).keep_time(True)
-    switched = f"replica:trimode_plan_switch:timestamp_seconds{{{SELECT}}}"
-    # Scrapes stamp a switch; its epoch is the nanosecond at which a controller started.
+    switched = f"trimode_plan_switched_timestamp_seconds{{{SELECT}}}"
+    # A controller's epoch is the nanosecond at which it started.
     return (
         made.link(link)
-        .annotation(_marks(SWITCHES, f"1000 * last_over_time({switched}[$__interval])"))
+        .annotation(_marks(SWITCHES, f"1000 * {switched}"))
         .annotation(_marks(STARTS, f"trimode_controller_epoch{{{APP}}} / 1e6", colour="#8AB8FF"))
     )
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from policies.vocabulary import Mode, Plan
+from policies.step_time import Curve, Fingerprint, Profile
+from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan, all_plans
+from policies.worth import Worth
 from replicas.engine import EngineReport, PlanCounters
 from replicas.governor import Governor
 
 STEP_S = 3
+OVERHEAD_S, POSITION_S = 0.012, 3e-5
+ACCEPTANCE = 0.8
 KV_TOKENS = 65536
 MAX_SEQUENCES = 58
 
@@ -18,11 +22,11 @@ MAX_SEQUENCES = 58
 class Hardware:
     """How fast a plan is and how much it commits; the truth that predictions aim at."""
 
-    acceptance: float = 0.8
+    acceptance: float = ACCEPTANCE
 
     def step_s(self, plan: Plan, sequences: float) -> float:
         forwards = 2 if plan.mode is Mode.SELF_SPECULATION else 1
-        return forwards * (0.012 + 3e-5 * sequences * plan.block_length)
+        return forwards * (OVERHEAD_S + POSITION_S * sequences * plan.block_length)
 
     def tokens_per_step(self, plan: Plan) -> float:
         if plan.mode is Mode.AR:
@@ -37,6 +41,15 @@ class Hardware:
 
     def tokens_per_s(self, plan: Plan, sequences: float) -> float:
         return sequences * self.tokens_per_step(plan) / self.step_s(plan, sequences)
+
+
+def calibrated() -> Worth:
+    """What calibrating this hardware gives, and its usual acceptance; nothing is learned after."""
+    curve = Curve(0.0, POSITION_S, 0.0, 0.0, 0.0, OVERHEAD_S)
+    profile = Profile("simulated", Fingerprint("none", "demo", "none", "none"), "measured", curve)
+    chances = (ACCEPTANCE,) * (BLOCK_LENGTHS[-1] - 1)
+    plans = tuple(plan for plan in all_plans() if plan.is_exact)
+    return Worth(plans, profile, chances, learns=False)
 
 
 @dataclass(slots=True)
@@ -76,13 +89,17 @@ class SimulatedEngine:
             generated_tokens=sum(counters.committed for counters in self.plans.values()),
             finished=self.finished,
             plans=self.plans,
+            probes=self.governor.probes,
+            predicted=self.governor.predicted,
+            distrusts=self.governor.distrusts,
         )
 
     def step(self, now: float, load: int) -> None:
         """`STEP_S` seconds of work at a load."""
         self.now, self.decoding = now, min(load, MAX_SEQUENCES)
         self.waiting = load - self.decoding
-        plan = self.governor.pick(self.decoding, now)
+        self.governor.pick(self.decoding, now, self.decoding * 900, self.waiting)
+        plan = self.governor.plan  # a probe is one step of very many
         if not self.decoding:
             return
         if self.waiting:

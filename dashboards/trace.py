@@ -3,6 +3,7 @@
 The numbers are made up; everything else is the product's own: the governor picks the plans, and the
 exporters of the replicas and of the controller write the series. So a name, a label or a reason
 that changes there changes here, and a dashboard that still asks for the old one comes back empty.
+replica-0's governor knows what plans are worth, replica-1's follows bands.
 
 What happens, in minutes: load rises and falls throughout; 20 to 25 an operator pins replica-1; at
 32 the controller dies, schedules expire, and a new one starts; 40 to 46 acceptance collapses on
@@ -16,7 +17,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from dashboards.simulation import STEP_S, Hardware, SimulatedEngine
+from dashboards.simulation import STEP_S, Hardware, SimulatedEngine, calibrated
 from orchestrator.loop import LoopState, ReplicaState
 from orchestrator.metrics import ControllerMetrics
 from orchestrator.signals import ERROR_KINDS
@@ -35,6 +36,7 @@ BANDS = {
     "replica-0": "4=self_speculation/32,12=self_speculation/16,28=self_speculation/4,ar",
     "replica-1": "6=diffusion/16,16=diffusion/8,28=self_speculation/8,ar",
 }
+WORTH = {"replica-0": calibrated()}
 PIN = (1200, 1500)
 OUTAGE = (1920, 2000)
 COLLAPSE = (2400, 2760)
@@ -70,6 +72,7 @@ class Trace:
                 "demo",
                 engine,  # type: ignore[arg-type]  # only what the exporter asks for
                 switched=lambda governor=engine.governor: governor.switched,  # type: ignore[misc]
+                switched_at=lambda governor=engine.governor: governor.switched_at,  # type: ignore[misc]
                 ttft_target_s=TARGETS["ttft"],
                 tpot_target_s=TARGETS["tpot"],
             )
@@ -107,7 +110,7 @@ class Trace:
             return Schedule.pinned(AR, **fields)
         rows = [band.rpartition("=") for band in BANDS[name].split(",")]
         bands = [{"up_to": int(up_to) if up_to else None, "plan": p} for up_to, _, p in rows]
-        return Schedule.from_dict({"bands": bands, **fields})
+        return replace(Schedule.from_dict({"bands": bands, **fields}), worth=WORTH.get(name))
 
     def _serve(self, engine: SimulatedEngine, exporter: ReplicaMetrics) -> None:
         """Some requests from arrival to end, and now and then one that is refused."""
@@ -121,8 +124,8 @@ class Trace:
             gap = per_token * self.random.lognormvariate(0, 0.25)
             tokens, block = self.random.randint(20, 120), plan.block_length
             requests.queued(request)
-            requests.queue(queued)
             requests.first_token(request, first)
+            requests.commit(request, Delta("", (1,), "", None, queued_s=queued), first)
             for _ in range(3):
                 requests.commit(request, Delta("", (1,) * block, "", plan), gap * block)
             cause = "stop" if self.random.random() < 0.6 else "length"
