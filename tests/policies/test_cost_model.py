@@ -1,0 +1,214 @@
+"""What plans are worth, and what corrects it. Run with: pytest tests/policies/test_cost_model.py"""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.acceptance import POSITIONS
+from policies.cost_model import REFRESH_S, CostModel, StepObservation
+from policies.vocabulary import AR, all_plans
+from policies.worth import Worth
+from tests.policies.synthetic import (
+    DIFFUSION_8,
+    EXACT,
+    H100,
+    SPEC_4,
+    SPEC_8,
+    SPEC_16,
+    SPEC_32,
+    Machine,
+)
+
+WORTH = Worth(EXACT, H100)
+
+
+def learned(machine, plans, sequences=16, seconds=2.0, worth=WORTH, length=512):
+    """A model that has seen these plans take turns on the machine."""
+    model, now, turn = CostModel(worth), 0.0, 0
+    while now < seconds:
+        step = machine.step(plans[turn % len(plans)], sequences, sequences * length, now)
+        now, turn = now + step.seconds, turn + 1
+        model.observe(step, now)
+    model.revise(now + REFRESH_S)
+    return model
+
+
+def test_worth_is_tokens_over_step_time():
+    model = CostModel(WORTH)
+    expected = 4 * model.tokens(SPEC_8) / H100.step_s(SPEC_8, 4, 2048)
+    assert model.throughput(SPEC_8, 4, 2048) == pytest.approx(expected)
+    # `values` knows the context to an eighth of a doubling.
+    assert model.values(4, 2048).by_plan[SPEC_8] == pytest.approx(expected, rel=0.02)
+
+
+def test_more_sequences_shorten_the_best_block():
+    model = CostModel(WORTH)
+    lengths = [model.values(n, n * 128).best.block_length for n in (1, 8, 32, 60, 200)]
+    assert lengths == [32, 16, 8, 4, 1]
+
+
+def test_longer_contexts_lengthen_the_best_block():
+    model = CostModel(WORTH)
+    assert model.values(200, 200 * 128).best == AR
+    assert model.values(200, 200 * 8192).best == SPEC_8
+
+
+def test_lower_acceptance_shortens_the_best_block():
+    easy, hard = (CostModel(replace(WORTH, chances=(q,) * POSITIONS)) for q in (0.95, 0.3))
+    assert easy.values(8, 4096).best.block_length > hard.values(8, 4096).best.block_length
+
+
+def test_a_wrong_step_time_is_corrected_by_its_median():
+    factors = {SPEC_16: 2.0, AR: 0.7}
+    model = learned(Machine(factors=factors), [AR, SPEC_4, SPEC_8, SPEC_16])
+    for plan in (AR, SPEC_4, SPEC_8, SPEC_16):
+        assert model.correction(plan, 16) == pytest.approx(factors.get(plan, 1.0), rel=0.2)
+
+
+def test_corrections_learn_a_wrong_profile_well_enough_to_choose():
+    machine = Machine(factors={SPEC_32: 0.5, SPEC_16: 1.9, SPEC_8: 1.6, SPEC_4: 1.2, AR: 0.8})
+    model = learned(machine, EXACT, sequences=24, seconds=4.0)
+    chosen, best = model.values(24, 24 * 512).best, machine.best(24, 512 * 24, 0.8)
+    got = machine.throughput(chosen, 24, 512 * 24, 0.8)
+    assert got >= 0.97 * machine.throughput(best, 24, 512 * 24, 0.8)
+
+
+def test_what_was_learned_of_one_plan_is_assumed_of_those_never_run():
+    # A machine that is twice as slow is so in every plan: the choice must not run to the untried.
+    model = learned(Machine(factors=dict.fromkeys(EXACT, 2.0)), [SPEC_8])
+    assert model.correction(SPEC_32, 16) == pytest.approx(2.0, rel=0.1)
+    assert model.values(16, 8192).best == CostModel(WORTH).values(16, 8192).best
+
+
+def test_step_times_do_not_fall_as_the_batch_grows_even_if_a_sample_says_so():
+    model = CostModel(WORTH)
+    for sequences, factor in ((8, 1.8), (16, 0.5), (32, 1.0)):
+        step = Machine(factors={SPEC_8: factor}).step(SPEC_8, sequences, 512 * sequences, 0.0)
+        for _ in range(40):
+            model.observe(step, 0.0)
+    model.revise(1.0)
+    times = [model.step_s(SPEC_8, n, 512 * n) for n in (8, 16, 32)]
+    assert times == sorted(times)
+
+
+def test_a_step_with_prefill_in_it_says_nothing_of_step_times():
+    model = CostModel(WORTH)
+    step = replace(Machine(factors={SPEC_8: 3.0}).step(SPEC_8, 16, 8192, 0.0), is_pure=False)
+    for _ in range(50):
+        model.observe(step, 0.0)
+    model.revise(1.0)
+    assert model.correction(SPEC_8, 16) == 1.0
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, 1e300, 1e-300])
+def test_a_step_time_that_cannot_be_is_ignored(seconds):
+    model = CostModel(WORTH)
+    model.observe(StepObservation(SPEC_8, 4, 2048, seconds, [8] * 4), 0.0)
+    model.revise(1.0)
+    assert model.correction(SPEC_8, 4) == 1.0
+
+
+def test_acceptance_is_learned_from_one_plan_for_all():
+    model = learned(Machine(chance=lambda now: 0.5), [SPEC_16], seconds=20.0)
+    assert model.tokens(SPEC_8) == pytest.approx(sum(0.5**i for i in range(8)), rel=0.05)
+    assert model.tokens(SPEC_4) == pytest.approx(sum(0.5**i for i in range(4)), rel=0.05)
+
+
+def test_a_change_of_traffic_is_learned_within_seconds():
+    machine = Machine(chance=lambda now: 0.9 if now < 20.0 else 0.4)
+    model = learned(machine, [SPEC_8], seconds=22.0)
+    assert model.tokens(SPEC_8) == pytest.approx(sum(0.4**i for i in range(8)), rel=0.15)
+
+
+def test_diffusion_learns_its_own_yield():
+    model = CostModel(Worth(all_plans(), H100))
+    for index in range(40):
+        step = StepObservation(DIFFUSION_8, 8, 4096, H100.step_s(DIFFUSION_8, 8, 4096), [4] * 8)
+        model.observe(step, index * 0.1)
+    model.revise(10.0)
+    assert model.tokens(DIFFUSION_8) == pytest.approx(4.0, rel=0.1)
+
+
+def test_nothing_is_learned_where_the_worth_says_so():
+    machine = Machine(chance=lambda now: 0.2, factors=dict.fromkeys(EXACT, 2.0))
+    fixed = replace(WORTH, learns=False)
+    model = learned(machine, [AR, SPEC_8], worth=fixed)
+    assert model.values(16, 8192) == CostModel(fixed).values(16, 8192)
+
+
+def test_many_equal_steps_told_at_once_count_like_as_many_told_singly():
+    one = StepObservation(SPEC_4, 4, 2048, 0.02, [1, 2, 4, 4])
+    many = replace(one, seconds=0.2, yields=(), steps=10, counts=(0, 10, 10, 0, 20))
+    singly, at_once = CostModel(WORTH), CostModel(WORTH)
+    for _ in range(10):
+        singly.observe(one, 0.0)
+    at_once.observe(many, 0.0)
+    for model in (singly, at_once):
+        model.revise(1.0)
+    assert at_once.values(4, 2048).by_plan == pytest.approx(singly.values(4, 2048).by_plan)
+
+
+def test_a_new_worth_keeps_what_was_learned():
+    model = learned(Machine(chance=lambda now: 0.4, factors={SPEC_8: 2.0}), [SPEC_8], seconds=20.0)
+    before = model.values(16, 8192).by_plan[SPEC_8]
+    model.adopt(replace(WORTH, plans=(AR, SPEC_8)))
+    assert set(model.values(16, 8192).by_plan) == {AR, SPEC_8}
+    assert model.values(16, 8192).by_plan[SPEC_8] == pytest.approx(before, rel=0.1)
+
+
+def test_the_tpot_limit_leaves_out_plans_that_make_hard_requests_wait():
+    free = CostModel(WORTH).values(32, 32 * 512)
+    assert free.within_limit == set(EXACT)
+    limit_s = 0.012  # AR takes 9 ms a token at this load
+    tight = CostModel(replace(WORTH, tpot_limit_s=limit_s))
+    values = tight.values(32, 32 * 512)
+    assert values.best in values.within_limit < set(EXACT)
+    for plan in EXACT:
+        hard_s = tight.step_s(plan, 32, 32 * 512) / tight.tokens(plan, hard=True)
+        assert (plan in values.within_limit) is (hard_s <= limit_s)
+
+
+def test_a_limit_that_no_plan_keeps_leaves_the_plan_that_misses_least():
+    model = CostModel(replace(WORTH, tpot_limit_s=1e-6))
+    values = model.values(32, 32 * 512)
+    assert len(values.within_limit) == 1
+    hard = {p: model.step_s(p, 32, 32 * 512) / model.tokens(p, hard=True) for p in EXACT}
+    assert values.best == min(hard, key=hard.__getitem__)
+
+
+def test_shapes_beyond_max_positions_have_no_worth():
+    model = CostModel(replace(WORTH, profile=replace(H100, max_positions=256)))
+    assert set(model.values(8, 4096).by_plan) == set(EXACT)
+    assert set(model.values(40, 20480).by_plan) == {AR, SPEC_4}
+    assert set(model.values(500, 256000).by_plan) == {AR}  # AR has no other shape to fall back to
+
+
+STEPS = st.builds(
+    StepObservation,
+    plan=st.sampled_from(all_plans()),
+    sequences=st.integers(0, 300),
+    context_tokens=st.integers(0, 10**9),
+    seconds=st.floats(allow_nan=True, allow_infinity=True),
+    yields=st.lists(st.integers(0, 40), max_size=8),
+    is_pure=st.booleans(),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(STEPS, st.floats(0, 5)), max_size=25),
+    st.integers(0, 500),
+    st.floats(0, 1e8),
+)
+def test_whatever_is_observed_every_prediction_is_positive_and_finite(steps, sequences, context):
+    model, now = CostModel(Worth(all_plans(), H100)), 0.0
+    for step, wait_s in steps:
+        now += wait_s
+        model.observe(step, now)
+    model.revise(now + 1.0)
+    values = model.values(sequences, context)
+    assert all(0.0 < value < math.inf for value in values.by_plan.values())
+    assert values.best in values.within_limit
