@@ -139,7 +139,7 @@ class ControlService:
         self.state = loop.heartbeat(
             self.state, self._policy, name, call.metrics_url, call.schedule, now, call.pin
         )
-        self._told[name] = Told(call, now)
+        self._told[name] = Told(self._with_known_profile(call), now)
         if is_new:
             known = self.signals.get(name) or Signals(name)
             self.signals = {**self.signals, **self._profiled({name: known})}
@@ -153,6 +153,14 @@ class ControlService:
             except TimeoutError:
                 break
         return self._answer(name)
+
+    def _with_known_profile(self, call: Call) -> Call:
+        """The call with the profile object of the last one, if it is the same: what has been
+        multiplied out for a profile is found by its identity."""
+        for told in self._told.values():
+            if call.profile is not None and told.call.profile == call.profile:
+                return replace(call, profile=told.call.profile)
+        return call
 
     async def leave(self, name: str) -> None:
         """A replica ends; it will not call again."""
@@ -235,7 +243,7 @@ class ControlService:
             "seen_s_ago": now - told.at,
             "plan": str(_plan_in_use(told.call, signals)),
             "is_current": issued is not None and replica.acknowledged == issued.order,
-            "schedule": told.call.schedule.to_dict(),
+            "schedule": told.call.schedule.summary(),
             "pin": _pin_row(replica, now),
             "decision": None if last is None else last.to_dict(),
             "switches": report.switches,

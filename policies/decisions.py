@@ -173,6 +173,6 @@ class Decision:
             "predicted": {
                 str(plan): value for plan, value in self.predicted.items() if math.isfinite(value)
             },
-            "schedule": self.schedule.to_dict(),
+            "schedule": self.schedule.summary(),
             "advisory": self.advisory,
         }

@@ -189,7 +189,14 @@ class Schedule:
         return (self.epoch, self.version)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe; an infinite time to live becomes null."""
+        """JSON-safe, and all there is: `from_dict` reads it. An infinite time to live is null."""
+        return {
+            **self.summary(),
+            "worth": None if self.worth is None else self.worth.to_dict(),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-safe, for people and logs: of the worth only what tells it from another."""
         return {
             "bands": [{"up_to": b.up_to, "plan": str(b.plan)} for b in self.bands],
             "hysteresis": self.hysteresis,
@@ -197,7 +204,7 @@ class Schedule:
             "ttl_s": None if math.isinf(self.ttl_s) else self.ttl_s,
             "epoch": self.epoch,
             "version": self.version,
-            "worth": None if self.worth is None else self.worth.to_dict(),
+            "worth": None if self.worth is None else self.worth.summary(),
         }
 
     @classmethod

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from policies.acceptance import DIFFUSION_RATIOS, default_hazards
+from policies.acceptance import DIFFUSION_RATIOS, Acceptance, default_hazards
 from policies.step_time import Profile
 from policies.vocabulary import SAFE_PLAN, Plan
 
@@ -70,6 +70,16 @@ class Worth:
             "hysteresis": self.hysteresis,
             "probe_share": self.probe_share,
             "learns": self.learns,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-safe, for people: tokens per step and sequence stand for the chances."""
+        acceptance = Acceptance(self.chances, diffusion=self.diffusion)
+        by_plan = acceptance.yields().by_plan
+        return {
+            "profile": self.profile.name,
+            "tokens_per_step": {str(plan): round(by_plan[plan], 3) for plan in self.plans},
+            "tpot_limit_s": self.tpot_limit_s,
         }
 
     @classmethod

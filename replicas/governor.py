@@ -90,9 +90,10 @@ class Governor:
         """
         if schedule.order < self.schedule.order:
             return False
-        self.schedule = schedule
         self.received_at = now
-        self._follow_worth(now)
+        if schedule != self.schedule:  # a refresh must not set what was learned back
+            self.schedule = schedule
+            self._follow_worth(now)
         return True
 
     def pick(self, decoding: int, now: float, context_tokens: int = 0, waiting: int = 0) -> Plan:
