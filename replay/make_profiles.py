@@ -1,4 +1,4 @@
-"""Writes the shipped profiles of GPUs that were not measured here: `python -m replay.make_profiles`.
+"""Writes the shipped profiles of GPUs, which were not measured: `python -m replay.make_profiles`.
 
 Each figure is published, fitted to published figures, or assumed, and the profile's note says
 which. A GPU at hand is worth more than any of them: `trimode calibrate` measures it.
@@ -146,7 +146,9 @@ def _ar_ratios(profile: Profile) -> tuple[tuple[float, float], ...]:
 def _draft_ratios(profile: Profile, length: int) -> tuple[tuple[float, float], ...]:
     plan = Plan(Mode.SELF_SPECULATION, length)
     times = zip(B200_SEQUENCES, B200_DRAFT_VERIFY_MS[length], strict=True)
-    return tuple((float(n), ms / 1e3 / profile.step_s(plan, n, n * B200_CONTEXT)) for n, ms in times)
+    return tuple(
+        (float(n), ms / 1e3 / profile.step_s(plan, n, n * B200_CONTEXT)) for n, ms in times
+    )
 
 
 def main() -> None:

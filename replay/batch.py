@@ -1,0 +1,125 @@
+"""The decoding sequences of one replica, and what steps of a plan would yield them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.vocabulary import Mode, Plan
+from replay.random_pool import Pool
+from replay.traffic import DIFFUSED, SPREAD, expected_tokens
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Request:
+    """`number` names it; times are -1 until they are known."""
+
+    number: int
+    arrived_at: float
+    prompt: int
+    output: int
+    cached: int
+    first_at: float = -1.0
+    finished_at: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Some steps, up to the first in which a sequence finishes.
+
+    `kept` is [step, row], None where every row keeps one token a step. `finishes`: whether the last
+    step is such a one; `surplus` are then the tokens it accepted behind the end, by row.
+    """
+
+    steps: int
+    finishes: bool
+    kept: Ints | None = None
+    surplus: Ints | None = None
+
+
+class Batch:
+    """Invariant: every row has at least one token left."""
+
+    def __init__(self, limit: int) -> None:
+        self.requests: list[Request] = []
+        self.context = 0
+        """Cached tokens of all rows together."""
+        self._remaining = np.zeros(limit, dtype=np.int64)
+        self._classes = np.zeros(limit, dtype=np.int64)
+        self._spread = np.zeros(limit)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def add(self, request: Request, kind: int) -> None:
+        """A sequence that has its first token."""
+        row = len(self.requests)
+        self.requests.append(request)
+        self._remaining[row] = request.output - 1
+        self._classes[row], self._spread[row] = kind, SPREAD[kind]
+        self.context += request.prompt + 1
+
+    def expected_tokens(self, plan: Plan) -> float:
+        """Of one step, by one who knows every sequence."""
+        rows = len(self.requests)
+        return expected_tokens(plan, self._classes[:rows], self._remaining[:rows])
+
+    def shortest(self) -> int:
+        """Tokens that the row with the fewest has left."""
+        return int(self._remaining[: len(self.requests)].min())
+
+    def draw(self, plan: Plan, steps: int, pool: Pool) -> Draw:
+        """What at most `steps` steps would yield; changes nothing."""
+        if plan.mode is Mode.AR:
+            shortest = self.shortest()
+            return Draw(min(steps, shortest), shortest <= steps)
+        rows = len(self.requests)
+        if plan.mode is Mode.SELF_SPECULATION:
+            drawn = pool.exponentials(steps * rows).reshape(steps, rows)
+            kept = (drawn * self._spread[:rows]).astype(np.int64)
+            kept += 1
+            np.minimum(kept, plan.block_length, out=kept)
+        else:
+            drawn = pool.uniforms(steps * rows).reshape(steps, rows)
+            kept = (drawn + DIFFUSED[plan.block_length][self._classes[:rows]]).astype(np.int64)
+        return self._until_finish(kept)
+
+    def _until_finish(self, kept: Ints) -> Draw:
+        beyond = kept.cumsum(axis=0) - self._remaining[: kept.shape[1]]
+        has_finished = beyond.max(axis=1) >= 0
+        if not has_finished[-1]:
+            return Draw(len(kept), False, kept)
+        last = int(has_finished.argmax())
+        surplus = np.maximum(beyond[last], 0)
+        kept = kept[: last + 1]
+        kept[last] -= surplus
+        return Draw(last + 1, True, kept, surplus)
+
+    def take(self, draw: Draw, steps: int) -> list[Request]:
+        """Applies the first `steps` steps of a draw; returns who has finished."""
+        rows = len(self.requests)
+        remaining = self._remaining[:rows]
+        if draw.kept is None:
+            remaining -= steps
+            self.context += steps * rows
+        else:
+            tokens = draw.kept[:steps].sum(axis=0)
+            remaining -= tokens
+            self.context += int(tokens.sum())
+        if steps < draw.steps or not draw.finishes:
+            return []
+        return [self._remove(int(row)) for row in np.flatnonzero(remaining <= 0)[::-1]]
+
+    def _remove(self, row: int) -> Request:
+        """From the last row to the first, so that the one that moves up is never to be removed."""
+        request, last = self.requests[row], len(self.requests) - 1
+        for column in (self._remaining, self._classes, self._spread):
+            column[row] = column[last]
+        self.requests[row] = self.requests[last]
+        self.requests.pop()
+        self.context -= request.prompt + request.output
+        return request
