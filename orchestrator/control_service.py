@@ -25,7 +25,6 @@ from policies.vocabulary import Plan
 from replicas.control_link import Answer, Call
 
 HOLD_POLL_S = 2.0  # how long a call with nothing to answer is held; also a sign of life's period
-SILENT_S = 15.0  # long before the loop forgets a replica: what is gone should not be shown as there
 LONGEST_ROUND_S = 30.0  # a round that takes longer is stuck: the source bounds its requests
 
 decision_log = logging.getLogger("trimode.decisions")
@@ -81,7 +80,7 @@ class ControlService:
         while True:
             began = time.perf_counter()
             self._round_began = self._clock()
-            self._forget_silent()
+            self.state = loop.forget_silent(self.state, self._clock())
             urls = {name: replica.url for name, replica in self.state.replicas.items()}
             self.signals = self._profiled(await self._source.collect(urls, self._clock()))
             self._decide(began)
@@ -119,12 +118,6 @@ class ControlService:
             name: replace(known, profile=told[name].call.profile) if name in told else known
             for name, known in signals.items()
         }
-
-    def _forget_silent(self) -> None:
-        now = self._clock()
-        for name, replica in self.state.replicas.items():
-            if now - replica.seen_at > SILENT_S:
-                self.state = loop.forget(self.state, name)
 
     def _wake_polls(self) -> None:
         self._changed.set()

@@ -20,7 +20,7 @@ from policies.vocabulary import SAFE_PLAN, Plan, Schedule
 HISTORY_LENGTH = 128  # entries a replica; repeated holds share one
 UNISSUED = (0, 0)  # the order of a schedule that a replica started with
 MERGE_S = 15.0  # between two exchanges of what replicas have learned
-FORGET_AFTER_S = 60.0  # several long polls; a replica that lives has called by then
+FORGET_AFTER_S = 15.0  # several long polls: what is gone should not be shown as there
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def tick(
 ) -> tuple[dict[str, Decision], LoopState]:
     """One round: a decision for every replica, and the state whose `schedules` are to be sent."""
     # 1. Forget replicas that no longer call.
-    replicas, version = _alive(state, now), state.version
+    replicas, version = dict(forget_silent(state, now).replicas), state.version
     decisions: dict[str, Decision] = {}
     # 2. Let replicas learn from each other.
     if is_merging := now - state.merged_at >= MERGE_S:
@@ -157,6 +157,14 @@ def forget(state: LoopState, name: str) -> LoopState:
     return replace(state, replicas={n: r for n, r in state.replicas.items() if n != name})
 
 
+def forget_silent(state: LoopState, now: float) -> LoopState:
+    """Drops replicas that have not called for `FORGET_AFTER_S`."""
+    silent = {n for n, r in state.replicas.items() if now - r.seen_at > FORGET_AFTER_S}
+    if not silent:
+        return state
+    return replace(state, replicas={n: r for n, r in state.replicas.items() if n not in silent})
+
+
 def explain(state: LoopState, name: str, limit: int = HISTORY_LENGTH) -> tuple[Entry, ...]:
     """The latest decisions for a replica, newest first.
 
@@ -175,10 +183,6 @@ def _known(state: LoopState, name: str) -> ReplicaState:
 
 def _with(state: LoopState, name: str, replica: ReplicaState) -> LoopState:
     return replace(state, replicas={**state.replicas, name: replica})
-
-
-def _alive(state: LoopState, now: float) -> dict[str, ReplicaState]:
-    return {n: r for n, r in state.replicas.items() if now - r.seen_at <= FORGET_AFTER_S}
 
 
 def _marked(decision: Decision, advisory: bool) -> Decision:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from orchestrator.control_service import SILENT_S, ControlService, decision_log
+from orchestrator.control_service import ControlService, decision_log
 from orchestrator.errors import ApiError
+from orchestrator.loop import FORGET_AFTER_S
 from policies.decisions import Reading, Signals
 from policies.guard import Guard, Rules
 from policies.threshold import Threshold
@@ -137,7 +138,7 @@ def test_rounds_read_the_pages_of_the_replicas_that_call(source, clock) -> None:
         await _until(
             lambda: source.asked[-1:] == [{n: f"http://127.0.0.1:90/{n}" for n in ("r1", "r2")}]
         )
-        clock.now += SILENT_S + 1
+        clock.now += FORGET_AFTER_S + 1
         await control.poll(call("r2"))
         await _until(lambda: list(source.asked[-1]) == ["r2"])
         rounds.cancel()

@@ -194,6 +194,7 @@ def test_history_merges_repeated_holds_and_is_bounded():
     controller = Controller()
     controller.call("a")
     for now in range(50):
+        controller.call("a", float(now))
         controller.tick(float(now), a=2)
     newest, oldest = explain(controller.state, "a")
     assert (oldest.decision.reason, oldest.count) == (Reason.INITIAL, 1)
