@@ -59,7 +59,7 @@ def launch_flags(max_block_length: int = max(BLOCK_LENGTHS)) -> list[str]:
         *("--speculative-num-steps", "1"),
         *("--speculative-eagle-topk", "1"),
         "--disable-overlap-schedule",
-        # The one attention backend that the plugin has been run on, and no graphs: it refuses more.
+        # What the plugin has been run on: no other attention backend, no graphs. It refuses them.
         *("--attention-backend", "torch_native"),
         "--disable-cuda-graph",
     ]
@@ -72,6 +72,7 @@ def cpu_flags() -> list[str]:
         *("--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
         *("--grammar-backend", "none"),
         "--disable-cuda-graph",
+        "--sleep-on-idle",  # an idle scheduler would keep a core busy asking for work
     ]
 
 

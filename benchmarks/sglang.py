@@ -1,0 +1,148 @@
+"""AR through the plugin beside SGLang's own AR, and what each mode gains, on this CPU.
+
+    .venv-sglang/bin/python -m benchmarks.sglang [--quick] [--json FILE]
+
+Two servers over the demo model, one without the plugin's worker, stay up and are measured in turn:
+the same held-out requests, N at a time in a closed loop, prompts from the prefix cache after one
+round that is not counted. Every repeat measures every subject at every level, in an order that
+rotates; a ratio is taken within its repeat, and figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.common import (
+    Bar,
+    Spread,
+    add_output_arguments,
+    make_console,
+    print_bars,
+    print_provenance,
+    provenance,
+    write_json,
+)
+from benchmarks.sglang_server import Ask, Served, serving
+from benchmarks.workload import DEMO_CHECKPOINT, held_out_mix
+from policies.vocabulary import AR, Mode, Plan
+from replicas.sglang_engine.protocol import SGLANG_VERSION
+from replicas.torch_engine.checkpoint import load_checkpoint
+
+STOCK = "SGLang"
+LEVELS = (1, 2, 4, 8)
+PLANS = (
+    AR,
+    *(Plan(Mode.SELF_SPECULATION, n) for n in (4, 8, 16)),
+    *(Plan(Mode.DIFFUSION, n) for n in (8, 16)),
+)
+AR_BAR = 0.97
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    plans: tuple[Plan, ...]
+    requests_per_client: int
+    repeats: int
+
+
+QUICK = Settings((AR, PLANS[2], PLANS[3], PLANS[4]), requests_per_client=2, repeats=3)
+FULL = Settings(PLANS, requests_per_client=6, repeats=7)
+
+Rates = dict[tuple[str, int], list[float]]
+"""Output tokens/s by subject and level, one entry a repeat."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_output_arguments(parser)
+    arguments = parser.parse_args()
+    settings = QUICK if arguments.quick else FULL
+    console = make_console()
+    facts = provenance(torch.device("cpu")) | {"sglang": SGLANG_VERSION}
+    print_provenance(console, facts)
+    with TemporaryDirectory() as folder:
+        rates = run(Path(folder), settings, console)
+    bars = [Bar(f"AR / SGLang at {n}", ratio(rates, n).median, AR_BAR) for n in LEVELS]
+    print_rates(console, rates)
+    print_bars(console, bars)
+    write_json(arguments.json, figures(facts, rates, bars))
+
+
+def run(folder: Path, settings: Settings, console: Console) -> Rates:
+    homes = [folder / "stock", folder / "trimode"]
+    for home in homes:
+        home.mkdir()
+    subjects = [STOCK, *(str(plan) for plan in settings.plans)]
+    rates: Rates = defaultdict(list)
+    with serving(homes[0], stock=True) as stock, serving(homes[1]) as trimode:
+        asks = workload(settings)
+        for repeat in range(-1, settings.repeats):
+            for subject in subjects[repeat:] + subjects[:repeat]:
+                for level in LEVELS:
+                    rate = measure(stock if subject == STOCK else trimode, subject, level, asks)
+                    if repeat >= 0:
+                        rates[subject, level].append(rate)
+            console.log(f"repeat {repeat + 1} of {settings.repeats}")
+    return rates
+
+
+def workload(settings: Settings) -> list[Ask]:
+    checkpoint = load_checkpoint(DEMO_CHECKPOINT)
+    mixed = held_out_mix(checkpoint, settings.requests_per_client * max(LEVELS))
+    return [Ask(prompt, max_tokens=mixed.max_tokens) for prompt in mixed.prompts]
+
+
+def measure(server: Served, subject: str, level: int, asks: Sequence[Ask]) -> float:
+    """Output tokens/s with `level` requests in flight; fewer requests where fewer run together."""
+    if subject != STOCK:
+        server.settle(Plan.parse(subject))
+    chosen = asks[: len(asks) * level // max(LEVELS)]
+    started = time.perf_counter()
+    answers = server.ask_all(chosen, together=level)
+    return sum(len(a.tokens) for a in answers) / (time.perf_counter() - started)
+
+
+def ratio(rates: Rates, level: int, subject: str = str(AR)) -> Spread:
+    pairs = zip(rates[subject, level], rates[STOCK, level], strict=True)
+    return Spread.of(ours / theirs for ours, theirs in pairs)
+
+
+def print_rates(console: Console, rates: Rates) -> None:
+    table = Table("output tokens/s", *(f"{n} at once" for n in LEVELS))
+    for subject in dict.fromkeys(subject for subject, _ in rates):
+        cells = []
+        for level in LEVELS:
+            spread, gain = Spread.of(rates[subject, level]), ratio(rates, level, subject)
+            cells.append(
+                f"{spread.median:.0f} ({spread.low:.0f}-{spread.high:.0f}) ×{gain.median:.2f}"
+            )
+        table.add_row(subject, *cells)
+    console.print(table)
+
+
+def figures(facts: dict[str, Any], rates: Rates, bars: Sequence[Bar]) -> dict[str, Any]:
+    rows = [
+        {
+            "subject": subject,
+            "level": level,
+            "tokens_per_s": Spread.of(values).to_dict(),
+            "against_sglang": ratio(rates, level, subject).to_dict(),
+        }
+        for (subject, level), values in rates.items()
+    ]
+    return {**facts, "rates": rows, "bars": [bar.to_dict() for bar in bars]}
+
+
+if __name__ == "__main__":
+    main()
