@@ -33,8 +33,8 @@ from replicas.sglang_engine.protocol import (
 from replicas.sglang_engine.server import Command, Server
 from replicas.tiny import CHECKPOINT
 
-START_S = 300.0
-ANSWER_S = 300.0
+START_S = 600.0
+ANSWER_S = 600.0
 REPORT_S = 20.0
 SLOTS = 8
 """Requests that decode together."""
@@ -132,9 +132,11 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, *flags: str, stock: bool = False) -> Iterator[Served]:
+def serving(
+    folder: Path, *flags: str, stock: bool = False, model: Path = CHECKPOINT
+) -> Iterator[Served]:
     """A server that is ready; `stock` decodes with the same model class as SGLang alone does."""
-    server = launch(folder, *flags, stock=stock)
+    server = launch(folder, *flags, stock=stock, model=model)
     try:
         _wait_until_ready(server)
         yield Served(server, folder)
@@ -146,11 +148,15 @@ def launch(
     folder: Path,
     *flags: str,
     stock: bool = False,
+    model: Path = CHECKPOINT,
     environment: Mapping[str, str] | None = None,
 ) -> Server:
-    """Starts a server over the demo model and returns at once; log and control lie in `folder`."""
+    """Starts a server and returns at once; log and control directory lie in `folder`.
+
+    `flags` come last, so they win.
+    """
     arguments = [
-        *("--model-path", str(CHECKPOINT), "--host", "127.0.0.1", "--port", "{port}"),
+        *("--model-path", str(model), "--host", "127.0.0.1", "--port", "{port}"),
         *("--skip-tokenizer-init", "--skip-server-warmup", "--log-level", "warning"),
         *("--max-total-tokens", "16384", "--max-running-requests", str(SLOTS)),
         *cpu_flags(),

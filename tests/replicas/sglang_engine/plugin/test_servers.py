@@ -1,0 +1,113 @@
+"""Servers of other kinds: the 8B's layout with its adapter, a pool too small, no plugin.
+
+Run with: make test-sglang
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.sglang_server import Ask, Served, launch, serving
+from policies.vocabulary import AR, Mode, Plan, Schedule
+from replicas.engine import PlanCounters, Request, SamplingParams
+from replicas.sglang_engine.protocol import read_report
+from replicas.torch_engine.checkpoint import load_checkpoint
+from replicas.torch_engine.engine import TorchEngine
+from replicas.torch_engine.loader import LoadOptions, build_engine
+from tests.replicas.torch_engine.checkpoints import write_checkpoint
+
+pytestmark = pytest.mark.sglang
+
+SPECULATION = Plan(Mode.SELF_SPECULATION, 8)
+DIFFUSION = Plan(Mode.DIFFUSION, 8)
+LONGEST = SamplingParams(max_tokens=80, ignore_eos=True)
+POOL_TOKENS = 640
+"""Four of eight requests fit with what they ask for, more with what they have at first."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model in shards, with a draft adapter and remote code that must not run."""
+    return write_checkpoint(tmp_path_factory.mktemp("release") / "model")
+
+
+@pytest.fixture(scope="module")
+def served(
+    _sglang: None, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder, pool = tmp_path_factory.mktemp("tight"), str(POOL_TOKENS)
+    with serving(folder, "--max-total-tokens", pool, model=checkpoint) as server:
+        yield server
+
+
+def prompts(count: int) -> list[tuple[int, ...]]:
+    """Repeating prompts: the model copies, so that some drafts are right."""
+    generator = random.Random(5)
+    found = []
+    for _ in range(count):
+        motif = [generator.randrange(3, 60) for _ in range(generator.randrange(3, 7))]
+        found.append(tuple(motif * 4))
+    return found
+
+
+def embedded(
+    checkpoint: Path, plan: Plan, prompt: tuple[int, ...]
+) -> tuple[list[int], TorchEngine]:
+    options = LoadOptions(device="cpu", dtype="float32", threads=1)
+    core = build_engine(load_checkpoint(checkpoint), options, Schedule.pinned(plan))
+    core.submit(Request("only", prompt, LONGEST))
+    tokens: list[int] = []
+    while core.has_work:
+        tokens += [t for delta in core.step() for t in delta.token_ids]
+    return tokens, core
+
+
+def difference(after: PlanCounters, before: PlanCounters) -> tuple[int, tuple[int, ...]]:
+    pairs = zip(after.accepted, before.accepted, strict=True)
+    return after.rounds - before.rounds, tuple(a - b for a, b in pairs)
+
+
+def test_drafts_with_the_adapter_are_those_of_the_embedded_engine(
+    served: Served, checkpoint: Path
+) -> None:
+    """Acceptance at every position is the same, round for round; remote code has not run."""
+    prompt = prompts(1)[0]
+    expected, core = embedded(checkpoint, SPECULATION, prompt)
+    before = served.fresh_report().plans[SPECULATION]
+    ask = Ask(prompt, SPECULATION, max_tokens=80, sampling={"ignore_eos": True})
+    assert served.ask(ask).tokens == expected
+    after = served.fresh_report().plans[SPECULATION]
+    counters = core.report().plans[SPECULATION]
+    assert difference(after, before) == (counters.rounds, counters.accepted)
+    assert not (checkpoint / "executed").exists()
+
+
+@pytest.mark.parametrize("plan", [AR, SPECULATION, DIFFUSION], ids=str)
+def test_requests_that_lose_their_slots_are_not_changed_by_it(served: Served, plan: Plan) -> None:
+    served.settle(plan)
+    hot = {"ignore_eos": True, "temperature": 0.8}
+    asks = [Ask(p, seed=i, max_tokens=80, sampling=hot) for i, p in enumerate(prompts(8))]
+    alone = [served.ask(ask).tokens for ask in asks]
+    before = served.fresh_report().preemptions
+    together = served.ask_all(asks)
+    assert served.fresh_report().preemptions > before
+    assert [len(a.tokens) for a in together] == [80] * 8
+    if plan.is_exact:  # a diffusion block begins elsewhere after a retraction
+        assert [a.tokens for a in together] == alone
+
+
+@pytest.mark.usefixtures("_sglang")
+def test_a_server_whose_plugin_is_not_loaded_ends_and_leaves_no_report(tmp_path: Path) -> None:
+    server = launch(tmp_path, environment={"SGLANG_PLUGINS": "another"})
+    try:
+        status = asyncio.run(asyncio.wait_for(server.wait(), 120))
+    finally:
+        asyncio.run(server.kill())
+    assert status != 0, server.tail()
+    assert "TRIMODE" in server.log.read_text()
+    assert read_report(tmp_path) is None
