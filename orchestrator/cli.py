@@ -9,6 +9,7 @@ import click
 from orchestrator.cli_control import pin, policy, status, unpin
 from orchestrator.cli_dashboards import dashboards
 from orchestrator.cli_generate import generate
+from orchestrator.cli_replay import replay
 from orchestrator.cli_serve import serve
 from orchestrator.errors import TrimodeError
 from replicas.engine import EngineError
@@ -19,6 +20,7 @@ def app() -> None:
     """Serve and run a tri-mode language model."""
 
 
+policy.add_command(replay)
 for command in (serve, status, pin, unpin, policy, dashboards, generate):
     app.add_command(command)
 

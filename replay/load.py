@@ -8,7 +8,7 @@ so that it straddles the loads at which the best plan changes; elsewhere every p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +44,12 @@ class ClosedLoop:
     @property
     def duration_s(self) -> float:
         return len(self.targets) * GRID_S
+
+    def middle(self, seconds: float) -> ClosedLoop:
+        """At most so many seconds, from the middle."""
+        cells = min(len(self.targets), round(seconds / GRID_S))
+        start = (len(self.targets) - cells) // 2
+        return replace(self, targets=self.targets[start : start + cells])
 
 
 def closed(trace: Trace, profile: Profile, plans: Sequence[Plan], replicas: int) -> ClosedLoop:

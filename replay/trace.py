@@ -111,7 +111,7 @@ def parse(name: str, content: bytes) -> Trace:
     """A trace from the bytes of its file."""
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
-    rows = list(_rows(name, csv.DictReader(io.StringIO(content.decode("utf-8")))))
+    rows = list(_rows(name, csv.reader(io.StringIO(content.decode("utf-8")))))
     if not rows:
         raise ValueError(f"{name}: no requests; a trace has a header t,in,out and a row for each")
     times, prompts, outputs, cached = zip(*rows, strict=True)
@@ -124,23 +124,29 @@ def parse(name: str, content: bytes) -> Trace:
     )
 
 
-def _rows(name: str, reader: csv.DictReader[str]) -> Iterator[tuple[float, int, int, int]]:
-    missing = {"t", "in", "out"} - set(reader.fieldnames or ())
+def _rows(name: str, lines: Iterator[list[str]]) -> Iterator[tuple[float, int, int, int]]:
+    header = next(lines, [])
+    missing = [column for column in ("t", "in", "out") if column not in header]
     if missing:
-        raise ValueError(
-            f"{name}: column {sorted(missing)[0]!r} is missing; the header is t,in,out"
-        )
+        raise ValueError(f"{name}: column {missing[0]!r} is missing; the header is t,in,out")
+    at_t, at_in, at_out = map(header.index, ("t", "in", "out"))
+    at_cached = header.index("cached") if "cached" in header else None
     before = 0.0
-    for row in reader:
-        where = f"{name}, line {reader.line_num}"
+    for number, row in enumerate(lines, start=2):
         try:
-            t, prompt, output = float(row["t"]), int(row["in"]), int(row["out"])
-            cached = int(row.get("cached") or 0)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}; t is seconds, in and out are tokens") from None
-        if not t >= before:
-            raise ValueError(f"{where}: t {t:g} is before {before:g}; sort the file by t")
+            t, prompt, output = float(row[at_t]), int(row[at_in]), int(row[at_out])
+            cached = int(row[at_cached] or 0) if at_cached is not None else 0
+        except (IndexError, ValueError) as error:
+            raise ValueError(
+                f"{name}, line {number}: {error}; t is seconds, in and out are tokens"
+            ) from None
+        if not before <= t < math.inf:
+            raise ValueError(
+                f"{name}, line {number}: t {t:g} is before {before:g}; sort the file by t"
+            )
         if prompt < 1 or output < 1:
-            raise ValueError(f"{where}: in {prompt} and out {output} must be at least 1")
+            raise ValueError(
+                f"{name}, line {number}: in {prompt} and out {output} must be at least 1"
+            )
         before = t
         yield t, prompt, output, min(max(cached, 0), prompt - 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("policies", "replicas", "orchestrator")
+LAYERS = ("policies", "replicas", "replay", "orchestrator")
 MAY_IMPORT_RAY = {
     "replicas/deployment.py",
     "orchestrator/controller.py",
@@ -45,6 +45,14 @@ def test_only_the_marked_files_import_ray(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "policies").rglob("*.py")), ids=lambda p: p.name)
 def test_policies_are_pure(path: Path) -> None:
     assert not imported(path) & IMPURE
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "replay").rglob("*.py")), ids=lambda p: p.name)
+def test_replay_takes_nothing_from_replicas_but_the_governor(path: Path) -> None:
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    modules = {n.module or "" for n in tree if isinstance(n, ast.ImportFrom)}
+    assert {m for m in modules if m.startswith("replicas")} <= {"replicas.governor"}
+    assert not imported(path) & {"torch", "ray"}
 
 
 def test_importing_the_orchestrator_needs_no_cluster_and_no_torch() -> None:
