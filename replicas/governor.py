@@ -134,8 +134,9 @@ class Governor:
             reason = PickReason.DISTRUST
         before = self.plan
         if target != before:
-            dwell_s = rule.dwell_s(before, decoding, context_tokens)
-            self._move_to(target, reason, max(self.schedule.dwell_s, dwell_s), now)
+            dwell_s = max(self.schedule.dwell_s, rule.dwell_s(before, decoding, context_tokens))
+            # A shape that is not captured must not run once more, whatever the dwell.
+            self._move_to(target, reason, dwell_s if before in values.by_plan else 0.0, now)
         else:
             self.reason = reason
         if self.plan != before:

@@ -7,8 +7,9 @@ look-up. Four parts, each of which can be read on its own:
     probe      one step of another plan, now and then, so that the estimates do not go blind: in AR
                nothing else tells what self-speculation would yield
     observe    what a step took and yielded
-    distrust   while requests queue and steps yield far less than predicted, AR, whatever the
-               estimates say: speculation that does not pay makes queues grow without end
+    distrust   while requests queue and steps yield far less than predicted, or than AR would, AR,
+               whatever dwell and estimates say: speculation that does not pay makes queues grow
+               without end
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LEAVING_AR = 1.5
 in steady self-speculation, where the hard ones stay longer, so what a probe promises is too much
 (reference: residence bias, docs/decisions/0003)."""
 DWELL_STEPS, DWELL_SWITCHES = 10, 20  # the dwell in steps, and in costs of a change
-LONGEST_GAP_S = 0.25  # of the time between two picks counts: an engine may have been idle
+LONGEST_GAP_S = 1.0  # of the time between two picks counts: an engine may have been idle
 PROBE_GAP_S = 0.05  # between two probes, whatever they cost
 PROBE_SAVINGS_S = 0.1  # probing time that can be saved up
 ACCEPTANCE_AGE_S = 0.5  # without a draft for so long, acceptance is to be probed
@@ -35,9 +36,11 @@ UNPROVEN = 1.0  # how much more a plan may be worth that was never timed at this
 AGEING_PER_S = 0.005  # by which a timing is doubted more as it gets old
 MOST_AGEING = 0.3
 DISTRUST_BELOW = 0.7  # of the predicted throughput
-DISTRUST_STEPS = 20
+DISTRUST_BELOW_AR = 0.9  # of AR's: estimates may have followed the collapse and still be waiting
+DISTRUST_STEPS = 16
 DISTRUST_S = 5.0
 SWITCH_WEIGHT = 0.1  # of a new measurement of what a change costs
+MOST_SWITCH_S = 1.0  # longer than this is a stall, not the price of a change
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ class WorthRule:
 
     def changed(self) -> None:
         """The governor has changed the plan."""
-        self._lost_s, self._has_changed, self._disappointing = 0.0, True, 0
+        self._lost_s, self._has_changed = 0.0, True
 
     def dwell_s(self, current: Plan, decoding: int, context_tokens: int) -> float:
         """Shortest stay in a plan: some steps, and long against what a change costs."""
@@ -107,13 +110,16 @@ class WorthRule:
         self, current: Plan, values: Values, decoding: int, context_tokens: int, now: float
     ) -> Plan | None:
         """Another plan for this one step, or None."""
-        if decoding < 1 or now - self._probed_at < PROBE_GAP_S or self.is_distrusting(now):
+        if decoding < 1 or now - self._probed_at < PROBE_GAP_S:
+            return None
+        if self._disappointing or self.is_distrusting(now):
             return None
         wanted = self._probe_wanted(current, values, decoding, now)
         if wanted is None:
             return None
         cost_s = self._probe_cost_s(wanted, current, values, decoding, context_tokens)
-        if cost_s > self._savings_s:
+        # On a slow machine a probe may cost more than can be saved up: it is paid off afterwards.
+        if min(cost_s, PROBE_SAVINGS_S) > self._savings_s:
             return None
         self._savings_s -= max(0.0, cost_s)
         self._probed_at = now
@@ -124,10 +130,14 @@ class WorthRule:
         """A step has run; `current` is the plan the governor is in."""
         if step.plan.mode is Mode.SELF_SPECULATION and step.sequences:
             self._drafted_at = now
-        if step.is_pure and step.plan == current:
+        if step.plan == current and step.sequences > 0:
             expected_s = self.model.step_s(step.plan, step.sequences, step.context_tokens)
-            self._observe_change(step.seconds - step.steps * expected_s)
-            self._observe_yield(step, expected_s, now)
+            is_timed = step.is_pure and 0.0 < step.seconds < math.inf
+            if is_timed:
+                self._observe_change(step.seconds - step.steps * expected_s)
+            # Under load most steps hold prefill, too: what they yield is then all that is known.
+            seconds = step.seconds if is_timed else step.steps * expected_s
+            self._observe_yield(step, seconds, expected_s, now)
         self.model.observe(step, now)
 
     # -- probing --------------------------------------------------------------------------------
@@ -176,12 +186,15 @@ class WorthRule:
     def _observe_change(self, excess_s: float) -> None:
         if self._has_changed:
             self._has_changed = False
-            self.switch_s += SWITCH_WEIGHT * (max(0.0, excess_s) - self.switch_s)
+            cost_s = min(MOST_SWITCH_S, max(0.0, excess_s))
+            self.switch_s += SWITCH_WEIGHT * (cost_s - self.switch_s)
 
-    def _observe_yield(self, step: StepObservation, expected_s: float, now: float) -> None:
-        expected = step.sequences * self.model.tokens(step.plan) / expected_s
-        is_poor = step.tokens < DISTRUST_BELOW * expected * step.seconds
-        if step.plan == AR or not self._is_queueing or not is_poor:
+    def _observe_yield(
+        self, step: StepObservation, seconds: float, expected_s: float, now: float
+    ) -> None:
+        predicted = step.sequences * self.model.tokens(step.plan) / expected_s
+        least = max(DISTRUST_BELOW * predicted, DISTRUST_BELOW_AR * self.predicted.get(AR, 0.0))
+        if step.plan == AR or not self._is_queueing or step.tokens >= least * seconds:
             self._disappointing = 0
             return
         self._disappointing += step.steps

@@ -5,21 +5,27 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from policies.acceptance import POSITIONS
 from policies.cost_model import StepObservation
 from policies.step_time import Profile, shipped_profile
-from policies.vocabulary import Mode, Plan, all_plans
+from policies.vocabulary import AR, Mode, Plan, Schedule, all_plans
+from policies.worth import Worth
 from replicas.governor import Governor
 
 H100 = shipped_profile("h100")
 EXACT = tuple(plan for plan in all_plans() if plan.is_exact)
+WORTH = Worth(EXACT, replace(H100, switch_s=0.0), chances=(0.8,) * POSITIONS)
+"""Of traffic whose requests are all alike, on a machine where changes are free."""
+QUIET = replace(WORTH, probe_share=0.0)
 SPEC_4, SPEC_8, SPEC_16, SPEC_32 = (Plan.parse(f"self_speculation/{n}") for n in (4, 8, 16, 32))
 DIFFUSION_8 = Plan.parse("diffusion/8")
 
 
-def tiny_profile(**fields: object) -> Profile:
-    """The H100's, changed."""
-    return replace(H100, **fields)
+def governor_of(worth: Worth = WORTH, now: float = 0.0, **fields: Any) -> Governor:
+    """A replica that has just taken this worth and begins in AR."""
+    return Governor(Schedule.pinned(AR, worth=worth, **fields), now)
 
 
 @dataclass
@@ -30,6 +36,8 @@ class Machine:
     profile: Profile = H100
     chance: Callable[[float], float] = lambda now: 0.8
     factors: dict[Plan, float] = field(default_factory=dict)
+    switch_s: float = 0.0
+    """What a change of plan costs."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,9 +90,18 @@ def simulate(
     steps, until = [], now + seconds
     while now < until:
         batch = decoding if isinstance(decoding, int) else decoding(now)
+        before = governor.plan
         plan = governor.pick(batch, now, batch * length, waiting)
         step = machine.step(plan, batch, batch * length, now)
+        if governor.plan != before:
+            step = replace(step, seconds=step.seconds + machine.switch_s)
         steps.append(Step(now, plan, governor.plan, step.seconds, step.tokens))
         now += step.seconds
         governor.observe(step, now)
     return steps
+
+
+def share(steps: list[Step], plan: Plan) -> float:
+    """Of the time, in which this was the plan to be in."""
+    total = sum(step.seconds for step in steps)
+    return sum(step.seconds for step in steps if step.stayed == plan) / total
