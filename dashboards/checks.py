@@ -25,15 +25,6 @@ EXEMPT: dict[str, str] = {}
 START = 1_700_000_000
 END = START + SPAN_S
 SHOWN_S = 3600
-VALUES = {
-    "job": ".*",
-    "replica": ".*",
-    "datasource": "Prometheus",
-    "__interval": f"{SCRAPE_S}s",
-    "__rate_interval": f"{4 * SCRAPE_S}s",
-    "__range": f"{SHOWN_S}s",
-}
-"""As Grafana would have them for an hour at one point a scrape."""
 RULES_PATH = "../../../dashboards/rules/"
 """Where unit tests say that the rules are."""
 LEVELS = {"replica": {"job", "replica"}, "replica_plan": {"job", "replica", "plan"}, "slo": {"job"}}
@@ -41,10 +32,34 @@ LEVELS = {"replica": {"job", "replica"}, "replica_plan": {"job", "replica", "pla
 
 
 class Queries:
-    """Asks Prometheus, and no question twice."""
+    """Asks Prometheus, and no question twice.
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    Args:
+        server: which.
+        since, end: the time there is data for, in Unix seconds.
+        shown_s: what a board shows of it, up to the end.
+        step_s: seconds between scrapes, and between points.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        since: float = START,
+        end: float = END,
+        shown_s: int = SHOWN_S,
+        step_s: int = SCRAPE_S,
+    ) -> None:
+        self.since, self.end, self.step_s = since, end, step_s
+        self.values = {
+            "job": ".*",
+            "replica": ".*",
+            "datasource": "Prometheus",
+            "__interval": f"{step_s}s",
+            "__rate_interval": f"{4 * step_s}s",
+            "__range": f"{shown_s}s",
+        }
+        """As Grafana would have them at one point a scrape."""
+        self._server, self._shown_s = server, shown_s
         self._answers: dict[tuple[str, ...], Any] = {}
         self.asked = 0
 
@@ -56,11 +71,12 @@ class Queries:
         return self._answers[key]
 
     def over_range(self, expr: str) -> list[Json]:
-        window = {"start": str(END - SHOWN_S), "end": str(END), "step": str(SCRAPE_S)}
+        start, end = self.end - self._shown_s, self.end
+        window = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": str(self.step_s)}
         return list(self.ask("query_range", query=expr, **window)["result"])
 
     def at_end(self, expr: str) -> list[Json]:
-        return list(self.ask("query", query=expr, time=str(END))["result"])
+        return list(self.ask("query", query=expr, time=f"{self.end:.3f}")["result"])
 
 
 def check(kit: Kit, queries: Queries) -> Iterator[Finding]:
@@ -73,7 +89,7 @@ def check(kit: Kit, queries: Queries) -> Iterator[Finding]:
     yield from _found("catalogue", _coverage(kit))
     yield from _found("build --check", _stale(kit))
     for board in kit.boards:
-        yield from _board(board, queries)
+        yield from check_board(board, queries)
     for rule in kit.recording:
         yield rule["record"], _problem(_recording, rule, queries)
     for rule in kit.alerts:
@@ -99,7 +115,8 @@ def _problem(check_one: Any, subject: Any, queries: Queries) -> str:
         return str(error)
 
 
-def _board(board: Json, queries: Queries) -> Iterator[Finding]:
+def check_board(board: Json, queries: Queries) -> Iterator[Finding]:
+    """Every panel, annotation and variable of a board against data."""
     for panel in board["panels"]:
         for target in panel.get("targets", ()):
             yield (
@@ -114,7 +131,7 @@ def _board(board: Json, queries: Queries) -> Iterator[Finding]:
 
 
 def _target(target: Json, queries: Queries) -> str:
-    expr = promql.substitute(target["expr"], VALUES)
+    expr = promql.substitute(target["expr"], queries.values)
     result = queries.at_end(expr) if target.get("instant") else queries.over_range(expr)
     if not _finite(result):
         return "no data"
@@ -124,12 +141,13 @@ def _target(target: Json, queries: Queries) -> str:
 
 
 def _annotation(annotation: Json, queries: Queries) -> str:
-    result = queries.over_range(promql.substitute(annotation["expr"], VALUES))
+    result = queries.over_range(promql.substitute(annotation["expr"], queries.values))
     stamps = {float(value) for series in result for _, value in series["values"]}
     if not stamps:
         return "no events"
-    if not all((START - SCRAPE_S) * 1000 <= stamp <= END * 1000 for stamp in stamps):
-        return "its values are no milliseconds of the trace"
+    earliest = (queries.since - queries.step_s) * 1000
+    if not all(earliest <= stamp <= queries.end * 1000 for stamp in stamps):
+        return "its values are no milliseconds of the time there is data for"
     wanted = promql.legend_labels(annotation["titleFormat"] + annotation["textFormat"])
     missing = {label for series in result for label in wanted - series["metric"].keys()}
     return f"its text names labels that series lack: {sorted(missing)}" if missing else ""
@@ -139,8 +157,8 @@ def _variable(variable: Json, queries: Queries) -> str:
     match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])
     if match is None:
         return f"{variable['query']!r} is no label_values(series, label)"
-    window = {"start": str(START), "end": str(END)}
-    selector = promql.substitute(match[1], VALUES)
+    window = {"start": f"{queries.since:.3f}", "end": f"{queries.end:.3f}"}
+    selector = promql.substitute(match[1], queries.values)
     values = queries.ask(f"label/{match[2]}/values", **{"match[]": selector}, **window)
     return "" if values else "no values"
 
@@ -161,7 +179,7 @@ def _alert(rule: Json, queries: Queries) -> str:
 
 def _selector(selector: str, queries: Queries) -> str:
     """Catches what `or` and alerts hide: a part of an expression that never finds anything."""
-    text = promql.substitute(selector, VALUES)
+    text = promql.substitute(selector, queries.values)
     found = queries.at_end(f"count(last_over_time({text}[{SPAN_S}s]))")
     return "" if found else "it matches no series"
 

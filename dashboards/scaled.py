@@ -1,9 +1,9 @@
 """The rules at another pace: every duration divided by a factor, nothing else changed.
 
-An alert that waits ten minutes can then be watched live within one. What is scaled: a group's
-`interval`, `for`, windows (`[5m]`), offsets, and ages (a number that `time() - ...` is compared
-with). What is not: thresholds. One on a count over a window (`increase(...[5m]) > 30`) therefore
-asks for a rate that is higher by the factor. Names keep the window they were written for.
+An alert that waits ten minutes can then be watched live within one. Scaled are a group's
+`interval`, `for`, windows (`[5m]`), offsets, ages (a number that `time() - ...` is compared with)
+and counts over a window (`increase(...[5m]) > 30`), so that these ask for the same rate. Names and
+texts keep the durations they were written for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _DURATION = r"(\d+)(ms|s|m|h|d)"
 _WINDOW = re.compile(rf"\[{_DURATION}\]")
 _OFFSET = re.compile(rf"\boffset {_DURATION}")
 _AGE = re.compile(r"(time\(\) -[^<>]*[<>]=? )(\d+)")
+_COUNT = re.compile(r"(increase\([^\[]*\[\w+\]\)\) > )([1-9]\d*)")
 
 
 def scaled(rules: str, factor: float) -> str:
@@ -51,7 +52,9 @@ def _scale(holder: dict[str, Any], key: str, factor: float) -> None:
 def _expression(expr: str, factor: float) -> str:
     expr = _WINDOW.sub(lambda match: f"[{_shorter(match, factor)}]", expr)
     expr = _OFFSET.sub(lambda match: f"offset {_shorter(match, factor)}", expr)
-    return _AGE.sub(lambda match: f"{match[1]}{int(match[2]) / factor:g}", expr)
+    for numbers in (_AGE, _COUNT):
+        expr = numbers.sub(lambda match: f"{match[1]}{int(match[2]) / factor:g}", expr)
+    return expr
 
 
 def _shorter(match: re.Match[str], factor: float) -> str:

@@ -64,7 +64,7 @@ def render(builder: dashboard.Dashboard) -> str:
             annotation |= {"filter": {"exclude": False, "ids": marked}} if marked else {}
         options = _ANNOTATION_OPTIONS.get(annotation["name"])
         if options:  # the data source's own options, for which the SDK has no fields
-            annotation |= {"useValueForTime": True, "step": "15s", **options}
+            annotation |= {"useValueForTime": True, "step": "5s", **options}
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 

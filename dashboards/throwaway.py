@@ -28,22 +28,32 @@ def is_installed() -> bool:
 
 
 class Server:
-    """Answers queries. `start` and `stop` it to make it see blocks that were written meanwhile."""
+    """Answers queries. `stop` and `start` it to make it see blocks that were written meanwhile; it
+    comes back at the same address unless somebody else has taken that."""
 
     def __init__(self, folder: Path, config: str) -> None:
         self.data = folder / "data"
         self._log = folder / "prometheus.log"
         self._config = folder / "prometheus.yml"
-        self._config.write_text(config, encoding="utf-8")
+        self.configure(config)
         self._process: subprocess.Popen[bytes] | None = None
         self._client = httpx.Client(timeout=60, trust_env=False)
-        self.url = ""
+        self._port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
         for _ in range(3):  # somebody else may take the port between looking and listening
-            if self._try_start(free_port()):
+            if self._try_start():
                 return
+            self._port = free_port()
         raise PrometheusError(self._log.read_text()[-2000:])
+
+    def configure(self, config: str) -> None:
+        """Takes effect when it starts."""
+        self._config.write_text(config, encoding="utf-8")
 
     def stop(self) -> None:
         process, self._process = self._process, None
@@ -76,14 +86,13 @@ class Server:
             raise ValueError(answer["error"])
         return answer["data"]
 
-    def _try_start(self, port: int) -> bool:
-        self.url = f"http://127.0.0.1:{port}"
+    def _try_start(self) -> bool:
         arguments = [
             "prometheus",
             f"--config.file={self._config}",
             f"--storage.tsdb.path={self.data}",
             "--storage.tsdb.retention.time=100y",  # the trace lies at a fixed date
-            f"--web.listen-address=127.0.0.1:{port}",
+            f"--web.listen-address=127.0.0.1:{self._port}",
             "--log.level=warn",
         ]
         with self._log.open("wb") as log:

@@ -19,11 +19,18 @@ function Times({ left, width, y, count = 7 }: { left: number; width: number; y: 
   );
 }
 
-function Legend({ entries, x, y }: { entries: { text: string; color: string }[]; x: number; y: number }) {
+type Entries = { text: string; color: string }[];
+
+// In lines of `columns`, the last of them at `y`.
+function Legend({ entries, x, y, columns = 10 }: { entries: Entries; x: number; y: number; columns?: number }) {
+  const lines = Math.ceil(entries.length / columns);
   return (
     <>
       {entries.map(({ text, color }, i) => (
-        <g key={text} transform={`translate(${x + i * 132} ${y})`}>
+        <g
+          key={text}
+          transform={`translate(${x + (i % columns) * 132} ${y - (lines - 1 - Math.floor(i / columns)) * 15})`}
+        >
           <rect width={14} height={4} y={-6} fill={color} />
           <text x={18} fontSize={11} fill={theme.colors.text.primary}>{text}</text>
         </g>
@@ -109,7 +116,8 @@ const heat = (share: number) => `hsl(${32 - 14 * Math.sqrt(share)},95%,${88 - 50
 
 export function Pie({ frames, width, height }: Drawn) {
   const total = frames.reduce((sum, f) => sum + f.fields[1].values[0], 0);
-  const radius = Math.min(width, height - 24) / 2 - 4, cx = width / 2, cy = radius + 4;
+  const columns = Math.max(1, Math.floor(width / 132)), lines = Math.ceil(frames.length / columns);
+  const radius = Math.min(width, height - 8 - 15 * lines) / 2 - 4, cx = width / 2, cy = radius + 4;
   const point = (angle: number, r = radius) => `${cx + r * Math.cos(angle)} ${cy + r * Math.sin(angle)}`;
   let angle = -Math.PI / 2;
   const slices = frames.map((f) => {
@@ -133,7 +141,7 @@ export function Pie({ frames, width, height }: Drawn) {
           )}
         </g>
       ))}
-      <Legend entries={slices} x={8} y={height - 4} />
+      <Legend entries={slices} x={8} y={height - 4} columns={columns} />
     </svg>
   );
 }

@@ -28,7 +28,7 @@ function Stat({ panel, frames, width, height }: Body) {
   );
 }
 
-function Bars({ frames, width, height }: Body) {
+function Bars({ panel, frames, width, height }: Body) {
   const fields = frames.map((frame) => frame.fields[1]).sort((a, b) => b.values[0] - a.values[0]);
   const most = Math.max(1e-9, ...fields.map((field) => field.values[0]));
   const tallest = Math.min(32, height / fields.length - 4);
@@ -48,6 +48,7 @@ function Bars({ frames, width, height }: Body) {
               theme={theme}
               width={width}
               height={tallest}
+              namePlacement={panel.options.namePlacement}
             />
           </div>
         );

@@ -22,7 +22,8 @@ def seconds(text: str) -> list[float]:
 
 def without_durations(text: str) -> str:
     ages = re.sub(r"(time\(\) -[^<>]*[<>]=? )[\d.]+", r"\1AGE", text)
-    return DURATION.sub("DURATION", ages)
+    counts = re.sub(r"(increase\(.*> )[\d.]+", r"\1COUNT", ages)
+    return DURATION.sub("DURATION", counts)
 
 
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
@@ -41,15 +42,21 @@ def test_every_duration_is_divided_and_nothing_else_changes(path: Path) -> None:
         assert seconds(now) == [max(1.0, s / 10) for s in seconds(was)]
 
 
+def alert(name: str) -> dict[str, str]:
+    groups = yaml.safe_load(scaled(RULES[1].read_text("utf-8"), 10))["groups"]
+    (rule,) = (r for group in groups for r in group["rules"] if r["alert"] == name)
+    return rule
+
+
 def test_the_age_of_the_last_round_is_a_duration_too() -> None:
-    (rule,) = (
-        rule
-        for group in yaml.safe_load(scaled(RULES[1].read_text("utf-8"), 10))["groups"]
-        for rule in group["rules"]
-        if rule["alert"] == "TrimodeControllerGone"
-    )
+    rule = alert("TrimodeControllerGone")
     assert rule["expr"].rstrip().endswith("< 3")
     assert rule["for"] == "3000ms"
+
+
+def test_a_count_over_a_window_asks_for_the_same_rate() -> None:
+    assert alert("TrimodeModeFlapping")["expr"].endswith("[30000ms])) > 15")
+    assert alert("TrimodePolicyError")["expr"].endswith("[30000ms])) > 0")
 
 
 @pytest.mark.parametrize("factor", [0, -1, float("nan")])
