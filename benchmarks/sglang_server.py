@@ -63,7 +63,7 @@ class Answer:
 
 
 class Refused(Exception):
-    """The server answered with an error, whose message this is."""
+    """The server answered with an error, whose body this is."""
 
 
 class Served:
@@ -100,11 +100,23 @@ class Served:
             with urllib.request.urlopen(request, timeout=ANSWER_S) as reply:
                 text = reply.read()
         except urllib.error.HTTPError as error:
-            raise Refused(json.loads(error.read())["error"]["message"]) from None
+            raise Refused(error.read().decode()) from None
         try:
             return json.loads(text)
         except ValueError:
             return text.decode()
+
+    def flush_cache(self) -> None:
+        """Empties the prefix cache, which SGLang does only once it has seen that it is idle."""
+        deadline = time.monotonic() + REPORT_S
+        while True:
+            try:
+                self.post("/flush_cache", {})
+                return
+            except Refused:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def use(self, plan: Plan, **fields: Any) -> None:
         """Puts one plan in force for every load, without waiting for it."""

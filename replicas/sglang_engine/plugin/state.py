@@ -53,11 +53,11 @@ class DecoderState:
             plan = self.governor.pick(decoding, self.clock(), context_tokens, waiting)
         return self._fitting(plan)
 
-    def observe(self, step: StepObservation) -> None:
-        """Counts one plan's part of a step."""
+    def observe(self, step: StepObservation, share: float = 1.0) -> None:
+        """Counts one plan's part of a step, and `share` of the step's seconds for it."""
         kept = sum(step.yields)
         tally = self.tallies[step.plan]
-        tally.seconds += step.seconds
+        tally.seconds += step.seconds * share
         tally.committed += kept
         self.totals.generated_tokens += kept
         with self._lock:

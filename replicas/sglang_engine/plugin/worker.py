@@ -191,10 +191,11 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
                     plan=group.plan,
                     sequences=len(group.sequences),
                     context_tokens=context_tokens,
-                    seconds=seconds * len(group.sequences) / rows,
+                    seconds=seconds,
                     yields=[len(yielded[id(s)]) for s in group.sequences],
                     is_pure=len(groups) == 1,
-                )
+                ),
+                share=len(group.sequences) / rows,
             )
 
     def _result(self, batch: Any, yielded: list[list[int]]) -> GenerationBatchResult:

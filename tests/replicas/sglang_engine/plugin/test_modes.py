@@ -68,33 +68,36 @@ def test_greedy_output_is_stock_sglangs_in_every_exact_plan(
     assert {q for a in answers for q in a.plans} == {None, plan}
 
 
+def under_switches(
+    served: Served, plans: Sequence[Plan], asks: Sequence[Ask], count: int
+) -> list[Answer]:
+    """Asks again and again until the governor has switched `count` times under way."""
+    before, answers = switches(served), []
+
+    def work() -> None:
+        while switches(served) < before + count:
+            answers.extend(served.ask_all(asks))
+
+    while_switching(served, plans, len(plans), work)
+    return answers
+
+
 def test_live_switches_among_exact_plans_change_no_greedy_token(
     served: Served, stock: dict[Tokens, list[int]]
 ) -> None:
-    before = switches(served)
-    answers = while_switching(
-        served, EXACT, 1, lambda: served.ask_all([Ask(p, max_tokens=LIMIT) for p in stock] * 3)
-    )
-    expected = [stock[p] for p in stock] * 3
-    assert [a.tokens for a in answers] == expected
+    answers = under_switches(served, EXACT, [Ask(p, max_tokens=LIMIT) for p in stock], 40)
+    assert [a.tokens for a in answers] == [*stock.values()] * (len(answers) // len(stock))
     assert modes_of(answers) == {Mode.AR, Mode.SELF_SPECULATION}
-    assert switches(served) > before + 20
 
 
 def test_two_hundred_live_switches_among_three_modes_lose_and_add_nothing(
     served: Served, prompts: list[Tokens]
 ) -> None:
-    before, answers = switches(served), []
     asks = [
         Ask(p, max_tokens=100 + i, sampling={"ignore_eos": True})
         for i, p in enumerate(prompts[:SLOTS])
     ]
-
-    def work() -> None:
-        while switches(served) < before + 200:
-            answers.extend(served.ask_all(asks))
-
-    while_switching(served, [*EXACT, *DIFFUSION], 2, work)
+    answers = under_switches(served, [*EXACT, *DIFFUSION], asks, 200)
     lengths = [ask.max_tokens for ask in asks] * (len(answers) // len(asks))
     assert [len(a.tokens) for a in answers] == lengths
     assert {a.finish for a in answers} == {"length"}
@@ -141,14 +144,14 @@ def test_diffusion_does_not_depend_on_who_else_is_in_the_batch(
 def test_context_written_by_diffusion_is_reused_by_other_modes(
     served: Served, prompts: list[Tokens], reader: Plan
 ) -> None:
-    served.post("/flush_cache", {})
+    served.flush_cache()
     prompt = list(prompts[0])
     written = served.ask(
         Ask(prompt, DIFFUSION[1], max_tokens=80, sampling={"ignore_eos": True})
     ).tokens
     longer = [*prompt, *written[:72]]
     warm = served.ask(Ask(longer, reader, max_tokens=32, sampling={"ignore_eos": True}))
-    served.post("/flush_cache", {})
+    served.flush_cache()
     cold = served.ask(Ask(longer, AR, max_tokens=32, sampling={"ignore_eos": True}))
     assert (warm.cached, cold.cached) == (len(longer) - 1, 0)
     assert warm.tokens == cold.tokens
@@ -160,11 +163,11 @@ def test_a_block_that_ends_its_sequence_early_leaves_no_bidirectional_context(
 ) -> None:
     """The last block is emitted without its causal pass, so its K/V must not be found again."""
     for prompt in prompts:
-        served.post("/flush_cache", {})
+        served.flush_cache()
         written = served.ask(Ask(prompt, plan, max_tokens=LIMIT)).tokens
         longer = [*prompt, *written]
         warm = served.ask(Ask(longer, AR, max_tokens=8, sampling={"ignore_eos": True}))
-        served.post("/flush_cache", {})
+        served.flush_cache()
         cold = served.ask(Ask(longer, AR, max_tokens=8, sampling={"ignore_eos": True}))
         assert warm.tokens == cold.tokens
         assert len(prompt) <= warm.cached < len(longer)

@@ -107,9 +107,9 @@ def test_what_steps_yield_is_counted_by_plan(tmp_path: Path) -> None:
     state = state_at(tmp_path)
     step = StepObservation(SHORT, 2, 100, 0.5, [3, 1])
     state.observe(step)
-    state.observe(step)
+    state.observe(step, share=0.5)
     counters = state.tallies.freeze()[SHORT]
-    assert (counters.committed, counters.seconds) == (8, 1.0)
+    assert (counters.committed, counters.seconds) == (8, 0.75)
     assert state.totals.generated_tokens == 8
 
 
