@@ -70,6 +70,7 @@ def replica_options(args: AppConfig) -> ReplicaOptions:
         metrics_port=args.metrics_port,
         ttft_target_s=args.ttft_target_s,
         tpot_target_s=args.tpot_target_s,
+        profile=args.profile,
         sglang_python=args.sglang_python or "",
         sglang_args=args.sglang_args,
     )

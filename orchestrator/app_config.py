@@ -42,6 +42,12 @@ class AppConfig(Config):
         (),
         description="Further arguments of sglang.launch_server, written as in a shell or a list.",
     )
+    profile: str = Field(
+        "auto",
+        min_length=1,
+        description="Step times of a replica: auto measures them at the first start, none does "
+        "without; else a file that trimode calibrate wrote, or a shipped profile's name.",
+    )
     num_gpus: float | None = Field(
         None, ge=0, description="GPUs of a replica; none is 1 with device=cuda, else 0."
     )

@@ -52,8 +52,8 @@ class Sample:
     error: float = 0.0
 
 
-def fit_curve(samples: Sequence[Sample]) -> Curve:
-    """The curve nearest to the samples in relative error.
+def fit_curve(samples: Sequence[Sample], exponents: Sequence[float] = SHARPNESS) -> Curve:
+    """The curve nearest to the samples in relative error, with one of these as its sharpness.
 
     Raises:
         ValueError: fewer than two samples, or one that is not positive.
@@ -156,9 +156,11 @@ class _Data:
 
 
 def _soft_max_shares(a: Floats, b: Floats, sharpness: float) -> tuple[Floats, Floats]:
-    """Derivatives of (a^p + b^p)^(1/p)."""
-    high = np.maximum(np.maximum(a, b), 1e-300)
-    a, b = a / high, b / high
+    """Derivatives of (a^p + b^p)^(1/p); beside a term of zero the other one counts in full."""
+    high = np.maximum(a, b)
+    is_nothing = high <= 0.0
+    high[is_nothing] = 1.0
+    a, b = np.where(is_nothing, 1.0, a / high), np.where(is_nothing, 1.0, b / high)
     total = (a**sharpness + b**sharpness) ** (1.0 / sharpness - 1.0)
     return a ** (sharpness - 1.0) * total, b ** (sharpness - 1.0) * total
 

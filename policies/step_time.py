@@ -99,7 +99,8 @@ class Profile:
     hold measured over fitted step time by plan at ascending numbers of sequences; between them it
     is interpolated in the logarithm. `switch_s` is what a change of plan costs. `max_sequences` and
     `kv_tokens` are the replica's limits. `max_positions` bounds sequences times block length, where
-    larger shapes are not captured as graphs (None: no bound).
+    larger shapes are not captured as graphs (None: no bound). `noise` is the root mean square of
+    the relative differences between the profile and what it was made from.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Profile:
     max_positions: int | None = None
     created: str = ""
     note: str = ""
+    noise: float = 0.0
 
     def __hash__(self) -> int:
         return hash((self.name, self.fingerprint, self.created))

@@ -54,11 +54,18 @@ class ControlLink:
         metrics_url: where its metrics page is.
         engine: is given every new schedule, and the same one again as a refresh.
         poll: asks the controller; blocks until there is something new, or a few seconds.
+        profile: the engine's step times, which every call carries.
     """
 
     def __init__(
-        self, replica: str, metrics_url: str, engine: Engine, poll: Callable[[Call], Answer]
+        self,
+        replica: str,
+        metrics_url: str,
+        engine: Engine,
+        poll: Callable[[Call], Answer],
+        profile: Profile | None = None,
     ) -> None:
+        self._profile = profile
         self._replica, self._metrics_url = replica, metrics_url
         self._engine, self._poll = engine, poll
         self._schedule = engine.report().schedule
@@ -93,7 +100,9 @@ class ControlLink:
 
     def _exchange(self) -> None:
         report = self._engine.report()
-        call = Call(self._replica, self._metrics_url, self._schedule, self._pin, report)
+        call = Call(
+            self._replica, self._metrics_url, self._schedule, self._pin, report, self._profile
+        )
         answer = self._poll(call)
         if self._stopping.is_set() or answer.schedule is None:
             return

@@ -7,16 +7,18 @@ its HTTP surface looks like is the caller's: `api` builds it once the engine is 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from policies.step_time import Profile, read_profile
 from policies.vocabulary import Schedule
 from replicas.control_link import Answer, Call, ControlLink
 from replicas.engine import Engine
@@ -24,6 +26,8 @@ from replicas.governor import Change
 from replicas.metrics import ReplicaMetrics
 from replicas.metrics_page import serve_page
 from replicas.switch_times import TellsSwitchTimes
+
+_log = logging.getLogger(__name__)
 
 _ENGINES = {
     "torch": "replicas.deployment:open_torch_engine",
@@ -38,9 +42,18 @@ class ServedEngine(Engine, Protocol):
     def plan_changes(self) -> Mapping[Change, int]: ...
 
 
+@runtime_checkable
+class KnowsStepTimes(Protocol):
+    """An engine that has measured its steps, or was told what they take."""
+
+    def profile(self) -> Profile | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaOptions:
     """What one replica runs. `kv_tokens` 0 takes what fits, `threads` 0 leaves it to torch.
+    `profile` are its step times: `auto` measures them unless they are known, `none` does without,
+    anything else is a file or the name of a shipped profile.
 
     `engine` is a known name, or `package.module:function` that takes these options and gives an
     engine, not started yet, and a tokenizer.
@@ -63,6 +76,7 @@ class ReplicaOptions:
     ttft_target_s: float | None = None
     tpot_target_s: float | None = None
     initial_schedule: Schedule | None = None
+    profile: str = "none"
     sglang_python: str = ""
     sglang_args: tuple[str, ...] = ()
 
@@ -98,7 +112,13 @@ class Replica:
             tpot_target_s=options.tpot_target_s,
         )
         self.metrics_url = self._serve_metrics(options.metrics_host, options.metrics_port)
-        self._link = ControlLink(self.name, self.metrics_url, self.engine, self._poll)
+        if isinstance(self.engine, KnowsStepTimes):
+            profile = self.engine.profile()
+        else:
+            profile = unmeasured_profile(options)
+        self._link = ControlLink(
+            self.name, self.metrics_url, self.engine, self._poll, profile=profile
+        )
         self._link.start()
         self._is_leaving = False  # last: what `__del__` ends is all there now
 
@@ -152,10 +172,22 @@ def open_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
     return opened
 
 
+def unmeasured_profile(options: ReplicaOptions) -> Profile | None:
+    """Step times of an engine that does not measure itself: those of the profile that is named.
+    Nobody can tell here whether that is of this machine, so it is taken as it is."""
+    if options.profile == "auto":
+        _log.info("engine %s measures no step times; name a profile to have some", options.engine)
+    return None if options.profile in ("auto", "none") else read_profile(options.profile)
+
+
 def open_torch_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
     """The embedded engine. torch takes seconds to import, and only replicas need it."""
+    from replicas.profiles import profile_for
     from replicas.torch_engine import loader
-    from replicas.torch_engine.engine import EngineLimits
+    from replicas.torch_engine.engine import EngineLimits, TorchEngine
+
+    def prepare(engine: TorchEngine) -> None:
+        engine.profile = profile_for(engine, options.model, options.profile)
 
     limits = EngineLimits(
         max_context_tokens=options.max_model_len,
@@ -167,7 +199,7 @@ def open_torch_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
     load = loader.LoadOptions(
         options.device, options.dtype, options.threads, options.cuda_graphs, limits
     )
-    engine, checkpoint = loader.open_engine(options.model, load, options.initial_schedule)
+    engine, checkpoint = loader.open_engine(options.model, load, options.initial_schedule, prepare)
     return engine, checkpoint.tokenizer
 
 

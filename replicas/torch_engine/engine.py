@@ -21,6 +21,7 @@ import torch
 from tokenizers import Tokenizer
 
 from policies.cost_model import StepObservation
+from policies.step_time import Profile
 from policies.vocabulary import SAFE_PLAN, Plan, Quality, Schedule
 from replicas.engine import (
     Delta,
@@ -109,12 +110,23 @@ class TorchEngine:
         self._packer = Packer(self.pool, groups, model.dtype, model.device)
         graphed = GraphedForward(model, self.pool, capture=capture) if capture else None
         self._forward = forward or graphed or model.forward
+        self.captures_graphs = capture is not None
+        self.profile: Profile | None = None
+        """Step times of this engine, where they are known."""
         self._clock = clock
-        self.governor = Governor(schedule or Schedule.pinned(SAFE_PLAN), received_at=clock())
-        self.tallies = Tallies()
+        self._first_schedule = schedule or Schedule.pinned(SAFE_PLAN)
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = 0
         self._context_tokens = 0
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Counters and schedule as they were at first; what was captured stays. Only between
+        requests."""
+        assert not self.has_work
+        self.governor = Governor(self._first_schedule, received_at=self._clock())
+        self.tallies = Tallies()
+        self.scheduler.preemptions = 0
         self._steps = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,13 @@ def build_engine(
 
 
 def open_engine(
-    model: str | Path, options: LoadOptions, schedule: Schedule | None = None
+    model: str | Path,
+    options: LoadOptions,
+    schedule: Schedule | None = None,
+    prepare: Callable[[TorchEngine], None] | None = None,
 ) -> tuple[ThreadedEngine, Checkpoint]:
-    """Reads the checkpoint now, so that a broken one fails here; `start()` moves it to the device.
+    """Reads the checkpoint now, so that a broken one fails here; `start()` moves it to the device,
+    and has `prepare` do what is left to do before the first request, on the engine's thread.
 
     The second value gives the caller tokenizer and configuration. Its weights are dropped from the
     engine's side once they are on the device.
@@ -134,9 +139,14 @@ def open_engine(
         "max_sequences": options.limits.max_sequences,
         "kv_tokens": options.limits.kv_tokens,
     }
-    return ThreadedEngine(lambda: build_engine(checkpoint, options, schedule), description), (
-        checkpoint
-    )
+
+    def build() -> TorchEngine:
+        engine = build_engine(checkpoint, options, schedule)
+        if prepare is not None:
+            prepare(engine)
+        return engine
+
+    return ThreadedEngine(build, description), checkpoint
 
 
 def prompt_token_ids(

@@ -14,6 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+from policies.step_time import Profile
 from policies.vocabulary import Schedule
 from replicas.engine import Delta, EngineError, EngineReport, EngineStopped, Request
 from replicas.governor import Change
@@ -91,6 +92,10 @@ class ThreadedEngine:
     def plan_change_times(self) -> Mapping[Change, float]:
         """When each change last happened, in Unix seconds."""
         return {} if self._core is None else self._switch_times.of(self._core.governor.switched_at)
+
+    def profile(self) -> Profile | None:
+        """Step times of this engine, where they are known."""
+        return None if self._core is None else self._core.profile
 
     def check_health(self) -> None:
         if self._failure is not None:

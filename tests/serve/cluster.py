@@ -58,6 +58,7 @@ def ray_cluster() -> Iterator[int]:
     folder = Path(tempfile.mkdtemp(prefix="tm"))  # short: it becomes part of socket paths
     own = {
         "HOME": str(folder),
+        "XDG_CACHE_HOME": str(folder / "cache"),  # step times are measured once for all tests
         "RAY_TMPDIR": str(folder),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
