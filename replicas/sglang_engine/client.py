@@ -52,7 +52,9 @@ class Client:
     def __init__(self, url: str) -> None:
         self._url = url
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # as many streams as the engine admits
+            # As many streams as the engine admits, each on a connection of its own: one kept open
+            # may be closed by the server just as the next request is written to it.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             trust_env=False,  # loopback is nobody's proxy's business
         )

@@ -151,7 +151,7 @@ class SGLangEngine:
 
     @property
     def server_pid(self) -> int:
-        """The process of the server that runs now."""
+        """The process that the server runs under (`child.py`)."""
         return self._supervisor.pid
 
     # -- one request ----------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """SGLang's server as a child process: starting it, watching it, ending it.
 
-It knows processes and nothing of HTTP or plans. The child has a session of its own, so a signal to
-the replica's group does not reach it, and it dies with the replica: `child.py` asks the kernel to
-see to that. The kernel means the thread that started the child, so `start` must be called on one
-that lives as long as the replica: the event loop's.
+It knows processes and nothing of HTTP or plans. Between this process and the server stands
+`child.py`, first of a session of its own: a signal to the replica's group does not reach the
+server, and when the replica dies the session is ended. The kernel takes the thread that started the
+child for the replica, so `start` must be called on one that lives as long: the event loop's.
 """
 
 from __future__ import annotations

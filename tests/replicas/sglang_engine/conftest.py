@@ -44,6 +44,11 @@ class Served:
         lines = self.events_file.read_text().splitlines() if self.events_file.exists() else []
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
+    @property
+    def server(self) -> int:
+        """The process of the server that runs now, below the one that guards it."""
+        return int(self.events("schedule")[-1]["pid"])
+
 
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
