@@ -27,13 +27,16 @@ LEAVING_AR = 1.5
 in steady self-speculation, where the hard ones stay longer, so what a probe promises is too much
 (reference: residence bias, docs/decisions/0003)."""
 DWELL_STEPS, DWELL_SWITCHES = 10, 20  # the dwell in steps, and in costs of a change
+RENT = 4.0  # costs of a change that must have been lost by staying
 LONGEST_GAP_S = 1.0  # of the time between two picks counts: an engine may have been idle
-PROBE_GAP_S = 0.05  # between two probes, whatever they cost
+PROBE_GAP_S = 0.05  # between two looks for something to probe
+PROBE_FLOOR = 0.25
+"""Share of a probe's time that it costs at least: what it seems to gain is only a prediction."""
 PROBE_SAVINGS_S = 0.1  # probing time that can be saved up
 ACCEPTANCE_AGE_S = 0.5  # without a draft for so long, acceptance is to be probed
 ACCEPTANCE_LENGTH = 8  # block length for that, where it is allowed: long enough to tell much
 UNPROVEN = 1.0  # how much more a plan may be worth that was never timed at this load
-AGEING_PER_S = 0.005  # by which a timing is doubted more as it gets old
+AGEING_PER_S = 0.002  # by which a timing is doubted more as it gets old
 MOST_AGEING = 0.3
 DISTRUST_BELOW = 0.7  # of the predicted throughput
 DISTRUST_BELOW_AR = 0.9  # of AR's: estimates may have followed the collapse and still be waiting
@@ -57,7 +60,7 @@ class WorthRule:
     _lost_s: float = 0.0
     _picked_at: float = -math.inf
     _savings_s: float = 0.0
-    _probed_at: float = -math.inf
+    _considered_at: float = -math.inf
     _drafted_at: float = -math.inf
     _disappointing: int = 0
     _distrusted_until: float = -math.inf
@@ -92,10 +95,11 @@ class WorthRule:
         if gain <= 0.0:
             self._lost_s = 0.0
             return current
-        # Rent until the rent has paid for the purchase: at most twice the cost of knowing when.
+        # Rent until the rent has paid for the purchase, several times over: what is lost by
+        # staying is small, and a load that swings would have the plan follow every swing.
         self._lost_s += gain * since_s
         hysteresis = self.worth.hysteresis * (LEAVING_AR if current == AR else 1.0)
-        return best if gain > hysteresis and self._lost_s >= self.switch_s else current
+        return best if gain > hysteresis and self._lost_s >= RENT * self.switch_s else current
 
     def changed(self) -> None:
         """The governor has changed the plan."""
@@ -110,8 +114,9 @@ class WorthRule:
         self, current: Plan, values: Values, decoding: int, context_tokens: int, now: float
     ) -> Plan | None:
         """Another plan for this one step, or None."""
-        if decoding < 1 or now - self._probed_at < PROBE_GAP_S:
+        if decoding < 1 or now - self._considered_at < PROBE_GAP_S:
             return None
+        self._considered_at = now
         if self._disappointing or self.is_distrusting(now):
             return None
         wanted = self._probe_wanted(current, values, decoding, now)
@@ -122,7 +127,6 @@ class WorthRule:
         if min(cost_s, PROBE_SAVINGS_S) > self._savings_s:
             return None
         self._savings_s -= max(0.0, cost_s)
-        self._probed_at = now
         self.probes[wanted] = self.probes.get(wanted, 0) + 1
         return wanted
 
@@ -179,7 +183,8 @@ class WorthRule:
         step_s = self.model.step_s(plan, decoding, context_tokens)
         if plan.mode is Mode.DIFFUSION:
             step_s *= plan.block_length / self.model.tokens(plan)
-        return step_s * (1.0 - values.by_plan[plan] / values.by_plan.get(current, math.inf))
+        lost = 1.0 - values.by_plan[plan] / values.by_plan.get(current, math.inf)
+        return step_s * max(PROBE_FLOOR, lost)
 
     # -- observing ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import pytest
 from policies.acceptance import POSITIONS
 from policies.vocabulary import AR, SAFE_PLAN, Mode, Schedule
 from replicas.governor import PickReason
+from replicas.worth_rule import RENT
 from tests.policies.synthetic import (
     EXACT,
     H100,
@@ -109,7 +110,7 @@ def test_a_change_waits_until_what_staying_lost_has_paid_for_it():
         waited.append(next(s.at for s in steps if s.stayed != held) - 30.0)
     gain = max(governor.predicted.values()) / governor.predicted[held] - 1.0
     assert waited == sorted(waited)
-    assert waited[1] == pytest.approx(0.1 / gain, rel=0.3)
+    assert waited[1] == pytest.approx(RENT * 0.1 / gain, rel=0.3)
     assert waited[2] == pytest.approx(0.4 / gain, rel=0.3)
 
 
