@@ -1,0 +1,133 @@
+"""How `benchmarks.adaptive` is printed and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.adaptive_analysis import (
+    ADAPTIVE,
+    BASELINE,
+    Comparison,
+    Measured,
+    bars,
+    changes,
+    compare,
+)
+from benchmarks.adaptive_reaction import Reaction
+from benchmarks.common import Spread, print_bars
+
+NAMES = {"self_speculation": "ss", "diffusion": "diff"}
+
+
+def show(console: Console, measured: Measured) -> None:
+    compared = compare(measured.windows)
+    console.print(_rates(compared))
+    console.print(_ratios(compared))
+    console.print(_changes(measured))
+    console.print(f"schedule of the replica: {measured.bands}")
+    low, high = measured.crossover
+    known = "a crossover of its bands" if measured.crossover_is_known else "no crossover in bands"
+    console.print(f"oscillating load: {low} and {high} clients ({known})")
+    for name in ("engine", "local", "controller"):
+        console.print(_reaction(name, getattr(measured, name)))
+    seen = measured.received
+    console.print(
+        f"{seen.requests} requests, {seen.tokens} tokens received, {seen.failed} failed, "
+        f"{seen.wrong} texts not AR's, {measured.lost_tokens:g} tokens generated and not received"
+    )
+    for broken in (w for w in measured.windows if not w.kept):
+        console.print(f"[red]{broken.scenario}, {broken.arm}: not in its plan all the time[/]")
+    print_bars(console, bars(measured))
+
+
+def to_dict(measured: Measured) -> dict[str, Any]:
+    compared = compare(measured.windows)
+    return {
+        "scenarios": {name: row.to_dict() for name, row in compared.items()},
+        "adaptive": {name: row.to_dict() for name, row in changes(measured.windows).items()},
+        "windows": [
+            {
+                "scenario": w.scenario,
+                "arm": w.arm,
+                "round": w.round,
+                "seconds": w.seconds,
+                "tokens": w.tokens,
+                "switches": w.switches,
+                "in_its_plan": w.kept,
+            }
+            for w in measured.windows
+        ],
+        "clients": measured.received.to_dict() | {"lost_tokens": measured.lost_tokens},
+        "dwell_s": measured.dwell_s,
+        "crossover": {"clients": measured.crossover, "in_bands": measured.crossover_is_known},
+        "bands": measured.bands,
+        "reaction": {
+            name: reaction and reaction.to_dict()
+            for name in ("engine", "local", "controller")
+            for reaction in (getattr(measured, name),)
+        },
+        "timelines": measured.timelines,
+        "bars": [bar.to_dict() for bar in bars(measured)],
+    }
+
+
+def short(plan: str) -> str:
+    mode, slash, length = plan.partition("/")
+    return NAMES.get(mode, mode) + slash + length
+
+
+def _rates(compared: dict[str, Comparison]) -> Table:
+    arms = list(next(iter(compared.values())).rates)
+    table = Table("tokens/s", *map(short, arms), title="median (lowest to highest)")
+    for name, row in compared.items():
+        table.add_row(name, *(_rate(row, arm) for arm in arms))
+    return table
+
+
+def _rate(row: Comparison, arm: str) -> str:
+    spread = row.rates[arm]
+    text = f"{spread.median:.0f} ({spread.low:.0f}-{spread.high:.0f})"
+    return f"[bold]{text}[/]" if arm == row.best else text
+
+
+def _ratios(compared: dict[str, Comparison]) -> Table:
+    table = Table("adaptive against", "best fixed plan", "ratio", f"ratio to {BASELINE}")
+    for name, row in compared.items():
+        table.add_row(name, row.best, _ratio(row.to_best), _ratio(row.to_baseline))
+    return table
+
+
+def _ratio(spread: Spread | None) -> str:
+    return "-" if spread is None else f"{spread.median:.3f} ({spread.low:.3f}-{spread.high:.3f})"
+
+
+def _changes(measured: Measured) -> Table:
+    table = Table(ADAPTIVE, "switches", "a minute", "probes", "distrusts", "time in plan")
+    for name, row in changes(measured.windows).items():
+        shares = (f"{short(p)} {share:.0%}" for p, share in row.share_in_plan.items())
+        counts = (f"{row.switches:.0f}", f"{row.per_minute:.1f}", f"{row.probes:.0f}")
+        table.add_row(name, *counts, f"{row.distrusts:.0f}", ", ".join(shares))
+    return table
+
+
+def _reaction(name: str, reaction: Reaction | None) -> str:
+    if reaction is None:
+        return f"reaction, {name}: not measured"
+    shown = reaction.to_dict()
+    if shown["total"] is None:
+        why = reaction.why_not or f"the plan never changed in {reaction.unchanged} changes of load"
+        return f"reaction, {name}: not measured, {why}"
+    unit = reaction.unit
+    parts = "; ".join(f"{part} {_summary(row, '')}" for part, row in shown["parts"].items())
+    facts = ", ".join(f"{fact} {value:.4f}" for fact, value in reaction.facts.items())
+    lines = [f"reaction, {name}: {_summary(shown['total'], unit)}", parts, facts]
+    if reaction.unchanged:
+        lines.append(f"{reaction.unchanged} changes of load left the plan as it was")
+    return "; ".join(line for line in lines if line)
+
+
+def _summary(row: dict[str, float], unit: str) -> str:
+    return f"p50 {row['p50']:.3g} p95 {row['p95']:.3g} {unit}".strip() + f" (n={row['n']})"
