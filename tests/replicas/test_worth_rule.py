@@ -111,7 +111,7 @@ def test_a_change_waits_until_what_staying_lost_has_paid_for_it():
     gain = max(governor.predicted.values()) / governor.predicted[held] - 1.0
     assert waited == sorted(waited)
     assert waited[1] == pytest.approx(RENT * 0.1 / gain, rel=0.3)
-    assert waited[2] == pytest.approx(0.4 / gain, rel=0.3)
+    assert waited[2] == pytest.approx(RENT * 0.4 / gain, rel=0.3)
 
 
 def test_load_that_swings_across_a_crossover_changes_the_plan_at_most_once_a_dwell():
