@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
     "ttft_target_s": TTFT_TARGET_S,
     "tpot_target_s": 5.0,
 }
-CALM, BUSY = 4, 28
+CALM, BUSY = 3, 28
 """Clients."""
 SCRAPE = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
@@ -59,10 +59,10 @@ class Incident:
 
     watcher: Server
     since: float
-    pins_made: int = 0
-    switches_made: float = 0.0
-    pinned: tuple[float, float] = (0.0, 0.0)
-    """From before the first of those pins to after the last."""
+    pins: list[tuple[float, float]] = field(default_factory=list)
+    """When each was sent, and when the plan was seen in use."""
+    switches: float = 0.0
+    """How many the engines counted meanwhile."""
     trouble_at: float = 0.0
     calm_again_at: float = 0.0
     """All is mended, and there is load."""
@@ -100,7 +100,7 @@ class Troublemaker:
     async def run(self) -> None:
         seen = self._seen
         async with self._app.load(CALM):
-            await asyncio.sleep(8)
+            await asyncio.sleep(4)
             await self._pin_every_plan()
         seen.trouble_at = time.time()
         self._factor.write_text("3")
@@ -122,17 +122,16 @@ class Troublemaker:
 
     async def _pin_every_plan(self) -> None:
         """Every plan once, so that no direction is taken twice and every panel has something."""
-        seen, before = self._seen, self._switches()
-        began = time.time()
-        for plan in all_plans():
-            if f"{plan}" == self._plan_in_use():
+        before = self._switches()
+        for plan in map(str, all_plans()):
+            if plan == self._plan_in_use():
                 continue
-            await asyncio.to_thread(self._app.pin, str(plan), self._replica)
-            seen.pins_made += 1
-            await until(lambda plan=plan: self._plan_in_use() == str(plan))
+            sent = time.time()
+            await asyncio.to_thread(self._app.pin, plan, self._replica)
+            await until(lambda plan=plan: self._plan_in_use() == plan)
+            self._seen.pins.append((sent, time.time()))
             await asyncio.sleep(1.2)  # a scrape
-        seen.switches_made = self._switches() - before
-        seen.pinned = began, time.time()
+        self._seen.switches = self._switches() - before
         await asyncio.to_thread(self._app.unpin, self._replica)
 
     async def _flap(self) -> None:

@@ -66,31 +66,31 @@ def test_every_query_of_a_board_finds_live_data(incident: Incident, board: Json)
     print(f"\n{board['uid']}: {len(found)} panels' queries, variables and annotations have data")
 
 
-def test_the_marks_are_the_switches_that_were_made(incident: Incident) -> None:
+def test_the_marks_are_the_switches_that_were_made_at_their_moments(incident: Incident) -> None:
     (annotation,) = (
         annotation
         for board in KIT.boards
         for annotation in board["annotations"]["list"]
         if annotation["name"] == "Switches of plan" and annotation["enable"]
     )
-    assert incident.pins_made >= 8
-    assert _marks(incident, annotation) == incident.switches_made == incident.pins_made
+    marks, pins = _marks(incident, annotation), incident.pins
+    assert len(pins) >= 8
+    assert len(marks) == len(pins) == incident.switches
+    for sent, seen in pins:
+        assert len([at for at in marks if sent <= at <= seen]) == 1, (sent, seen, marks)
 
 
-def _marks(incident: Incident, annotation: Json) -> int:
-    """Events that Grafana makes of the annotation: times of one series that are at most a step
-    apart are one."""
-    begin, end = incident.pinned
+def _marks(incident: Incident, annotation: Json) -> list[float]:
+    """Events, in Unix seconds, that Grafana makes of the annotation while plans were pinned: times
+    of one series that are at most a step apart are one."""
+    begin, end = incident.pins[0][0], incident.pins[-1][1]
     step_s = int(annotation["step"].removesuffix("s"))
-    queries = Queries(incident.watcher, begin, end + step_s, step_s=step_s)
-    expr = promql.substitute(annotation["expr"], queries.values)
+    values = Queries(incident.watcher, step_s=step_s).values
     window = {"start": begin, "end": end + step_s, "step": step_s}
-    rows = incident.watcher.api("query_range", query=expr, **window)["result"]
-    count = 0
-    for row in rows:
+    expr = promql.substitute(annotation["expr"], values)
+    marks: list[float] = []
+    for row in incident.watcher.api("query_range", query=expr, **window)["result"]:
         times = sorted({float(value) / 1000 for _, value in row["values"]})
-        events = [
-            at for index, at in enumerate(times) if not index or at - times[index - 1] > step_s
-        ]
-        count += sum(begin <= at <= end for at in events)
-    return count
+        pairs = zip(times, [float("-inf"), *times], strict=False)
+        marks += [at for at, before in pairs if at - before > step_s and begin <= at <= end]
+    return sorted(marks)
