@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from policies.decisions import Decision, Signals
+from policies.vocabulary import Plan
 
 BUILT_IN = {
     "predictive": "policies.predictive:Predictive",
@@ -32,6 +33,15 @@ class Policy(Protocol):
         as a value, since the caller may keep older ones. Any signal may be missing. Leave the
         schedule's epoch, version and time to live alone: the controller stamps them.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosingPolicy(Policy, Protocol):
+    """A policy that compares plans, and so should leave out those that are not allowed."""
+
+    def among(self, plans: Collection[Plan]) -> Policy:
+        """The same policy, which chooses among these plans only."""
         ...
 
 

@@ -14,17 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from policies import slo
-from policies.base import MergingPolicy, Policy
+from policies.base import ChoosingPolicy, MergingPolicy, Policy
 from policies.decisions import Decision, Reason, Signals
-from policies.vocabulary import (
-    BLOCK_LENGTHS,
-    SAFE_PLAN,
-    Mode,
-    Plan,
-    Quality,
-    Schedule,
-    all_plans,
-)
+from policies.vocabulary import BLOCK_LENGTHS, SAFE_PLAN, Mode, Plan, Quality, Schedule, all_plans
 
 MAX_FITTED = 256  # schedules whose fitting is remembered; more than a policy has in use at once
 
@@ -103,8 +95,11 @@ class Guard:
     """Wraps a policy; see the module's description. `name` is what decisions call the policy."""
 
     def __init__(self, policy: Policy, rules: Rules | None = None, name: str = "") -> None:
-        self.policy = policy
         self.rules = rules or Rules()
+        if isinstance(policy, ChoosingPolicy):
+            # The best of all plans, cut down to an allowed one, need not be the best of those.
+            policy = policy.among({*self.rules.allowed, SAFE_PLAN})
+        self.policy = policy
         self.name = name or type(policy).__name__.lower()
         self.needs = policy.needs
         self._safe = Schedule.pinned(SAFE_PLAN, ttl_s=self.rules.ttl_s)

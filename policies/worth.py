@@ -45,13 +45,7 @@ class Worth:
     def __post_init__(self) -> None:
         if SAFE_PLAN not in self.plans:
             object.__setattr__(self, "plans", (SAFE_PLAN, *self.plans))
-        if not 0.0 <= self.hysteresis < 1.0 or not 0.0 <= self.probe_share < 0.5:
-            raise ValueError(
-                f"hysteresis {self.hysteresis} must lie in [0, 1) and probe_share "
-                f"{self.probe_share} in [0, 0.5)"
-            )
-        if self.tpot_limit_s is not None and not self.tpot_limit_s > 0:
-            raise ValueError(f"tpot_limit_s {self.tpot_limit_s} must be above 0")
+        check_shares(self.hysteresis, self.probe_share, self.tpot_limit_s)
 
     def map_plans(self, change: Callable[[Plan], Plan]) -> Worth:
         """The same with every plan changed; what becomes equal is one."""
@@ -91,3 +85,13 @@ class Worth:
         values["diffusion"] = {int(n): ratio for n, ratio in fields["diffusion"].items()}
         values["corrections"] = {Plan.parse(p): f for p, f in fields["corrections"].items()}
         return cls(**values)
+
+
+def check_shares(hysteresis: float, probe_share: float, tpot_limit_s: float | None) -> None:
+    """Raises ValueError where one is outside its range."""
+    if not 0.0 <= hysteresis < 1.0 or not 0.0 <= probe_share < 0.5:
+        raise ValueError(
+            f"hysteresis {hysteresis} must lie in [0, 1) and probe_share {probe_share} in [0, 0.5)"
+        )
+    if tpot_limit_s is not None and not tpot_limit_s > 0:
+        raise ValueError(f"tpot limit {tpot_limit_s} s must be above 0")

@@ -77,8 +77,8 @@ def test_the_guard_gets_the_operators_rules():
 
 
 def test_policy_options_reach_the_policy():
-    guard = Config(policy_options={"hysteresis": 3, "local": False}).make_guard()
-    assert guard.policy.hysteresis == 3
+    guard = Config(policy_options={"hysteresis": 0.3, "local": False}).make_guard()
+    assert guard.policy.hysteresis == 0.3
 
 
 def test_an_unknown_policy_lists_the_known_ones():

@@ -1,0 +1,179 @@
+"""What a controller knows of one replica: its machine's step times and its traffic's acceptance.
+
+Read from metrics, so seconds old and coarse; the replica's governor has fresher figures of its own
+(`cost_model.py`). Here they are pooled over the fleet, so that a new replica need not start blind.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from policies.acceptance import Acceptance, pooled
+from policies.cost_model import CostModel, Values
+from policies.decisions import Signals
+from policies.step_time import Profile
+from policies.vocabulary import Mode, Plan
+from policies.worth import Worth
+
+REVISE_S = 15.0  # between two revisions of a replica's estimates
+MATERIAL = 0.03  # share by which a yield or a step time must have moved to count as changed
+CONTEXT_MOVED = 0.5  # share by which the context length must have moved
+SAMPLED_ROUNDS = 40.0  # what acceptance read from metrics counts for
+BELIEF = 0.5  # of a new measurement of a plan's step time
+LEAST_CORRECTION, MOST_CORRECTION = 0.125, 8.0
+USUAL_CONTEXT = 512.0  # tokens per sequence, where nothing is known
+
+MakeWorth = Callable[[Profile, Acceptance, Mapping[Plan, float]], Worth]
+"""A policy's own: the worth it issues, from step times, acceptance and corrections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """A value; `model` only remembers what it has multiplied out.
+
+    `corrections`: measured over profiled step time, by plan. `fleet`: chances of acceptance over
+    all replicas. `context_length`: tokens per sequence. `drafted_at`: when the replica was last
+    seen to self-speculate.
+    """
+
+    profile: Profile
+    model: CostModel
+    acceptance: Acceptance
+    corrections: Mapping[Plan, float] = field(default_factory=dict)
+    fleet: tuple[float, ...] | None = None
+    context_length: float = USUAL_CONTEXT
+    revised_at: float = 0.0
+    drafted_at: float = 0.0
+
+    @classmethod
+    def first(
+        cls,
+        signals: Signals,
+        profile: Profile,
+        fleet: tuple[float, ...] | None,
+        make_worth: MakeWorth,
+        now: float,
+    ) -> Estimates:
+        """The profile's step times, and what the fleet knows of acceptance."""
+        acceptance = Acceptance() if fleet is None else Acceptance(fleet)
+        return cls(
+            profile=profile,
+            model=CostModel(make_worth(profile, acceptance, {}), now),
+            acceptance=acceptance,
+            fleet=fleet,
+            context_length=context_length(signals, USUAL_CONTEXT),
+            revised_at=now,
+            drafted_at=now,
+        )
+
+    def is_of(self, profile: Profile) -> bool:
+        return self.profile is profile or self.profile == profile
+
+    def is_due(self, replica: str, now: float) -> bool:
+        """Whether a revision's time has come; a fleet's revisions are spread over the period."""
+        phase = zlib.crc32(replica.encode()) / 2**32 * REVISE_S
+        return (now + phase) // REVISE_S > (self.revised_at + phase) // REVISE_S
+
+    def values(self, signals: Signals, decoding: float) -> Values:
+        """Every plan's worth at the load last known."""
+        length = context_length(signals, self.context_length)
+        return self.model.values(round(decoding), max(1.0, decoding) * length)
+
+    def revised(
+        self, signals: Signals, now: float, make_worth: MakeWorth, *, learns: bool, corrects: bool
+    ) -> Estimates:
+        """Brought up to date; the model and the context length are new only where they have moved.
+
+        `learns`: acceptance is learned. `corrects`: step times are, too.
+        """
+        acceptance = self.acceptance
+        if self.fleet is not None:
+            acceptance = acceptance.with_prior(self.fleet)
+        if learns:
+            acceptance = _learned_acceptance(signals, acceptance, max(0.0, now - self.revised_at))
+        corrections = self.corrections
+        if corrects:
+            corrections = {**corrections, **_learned_corrections(signals, self)}
+        length, model = context_length(signals, self.context_length), self.model
+        if _has_moved(model, acceptance, corrections):
+            model = CostModel(make_worth(self.profile, acceptance, corrections), now)
+        elif not _differs(length, self.context_length, CONTEXT_MOVED):
+            length = self.context_length
+        drafted = any(plan.mode is Mode.SELF_SPECULATION for plan in signals.plans)
+        return Estimates(
+            profile=self.profile,
+            model=model,
+            acceptance=acceptance,
+            corrections=corrections,
+            fleet=self.fleet,
+            context_length=length,
+            revised_at=now,
+            drafted_at=now if drafted else self.drafted_at,
+        )
+
+
+def with_fleet(known: Mapping[str, Estimates]) -> dict[str, Estimates]:
+    """Each with what the others know, of all that run the same model on the same machine."""
+    groups: dict[int, list[str]] = {}
+    for name, estimates in known.items():
+        groups.setdefault(hash(estimates.profile.fingerprint), []).append(name)
+    merged: dict[str, Estimates] = {}
+    for names in groups.values():
+        chances = pooled([known[name].acceptance for name in names])
+        merged |= {name: replace(known[name], fleet=chances) for name in names}
+    return merged
+
+
+def context_length(signals: Signals, fallback: float) -> float:
+    """Cached tokens per decoding sequence."""
+    decoding, tokens = signals.decoding.value, signals.context_tokens.value
+    return tokens / decoding if decoding and tokens else fallback
+
+
+def _learned_acceptance(signals: Signals, acceptance: Acceptance, elapsed_s: float) -> Acceptance:
+    acceptance = acceptance.after({}, elapsed_s)
+    for plan, used in signals.plans.items():
+        per_forward = used.tokens_per_forward.value
+        if plan.mode is Mode.SELF_SPECULATION and used.acceptance and per_forward is not None:
+            shares = _kept(used.acceptance, 2.0 * per_forward)
+            acceptance = acceptance.after_shares(shares, SAMPLED_ROUNDS)
+        elif plan.mode is Mode.DIFFUSION and per_forward is not None:
+            drafts = max(0.1, acceptance.yields().blocks[plan.block_length] - 1.0)
+            ratio = (per_forward - 1.0) / drafts
+            acceptance = acceptance.with_diffusion(plan.block_length, ratio)
+    return acceptance
+
+
+def _kept(shares: tuple[float, ...], tokens_per_round: float) -> list[float]:
+    """Shares of accepted positions, without the tokens that lay behind the end of a sequence."""
+    drafted = sum(shares)
+    factor = min(1.0, max(0.0, tokens_per_round - 1.0) / drafted) if drafted > 0 else 1.0
+    return [min(1.0, share * factor) for share in shares]
+
+
+def _learned_corrections(signals: Signals, known: Estimates) -> dict[Plan, float]:
+    found: dict[Plan, float] = {}
+    for plan, used in signals.plans.items():
+        step_s, sequences = used.step_s.value, used.sequences.value
+        if not step_s or not sequences or sequences < 1.0:
+            continue
+        length = context_length(signals, known.context_length)
+        ratio = step_s / known.profile.step_s(plan, sequences, sequences * length)
+        before = known.corrections.get(plan, 1.0)
+        moved = before + BELIEF * (ratio - before)
+        found[plan] = min(MOST_CORRECTION, max(LEAST_CORRECTION, moved))
+    return found
+
+
+def _has_moved(model: CostModel, acceptance: Acceptance, corrections: Mapping[Plan, float]) -> bool:
+    known, found = model.yields.by_plan, acceptance.yields().by_plan
+    assumed = model.worth.corrections
+    return any(_differs(found[p], known[p], MATERIAL) for p in model.worth.plans) or any(
+        _differs(factor, assumed.get(plan, 1.0), MATERIAL) for plan, factor in corrections.items()
+    )
+
+
+def _differs(value: float, other: float, share: float) -> bool:
+    return abs(value - other) > share * other
