@@ -215,7 +215,6 @@ def open_sglang_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
         device=options.device,
         dtype=options.dtype,
         threads=options.threads,
-        cuda_graphs=options.cuda_graphs,
         max_step_tokens=options.max_num_batched_tokens,
         kv_tokens=options.kv_tokens,
         python=options.sglang_python,

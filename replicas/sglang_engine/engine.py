@@ -37,7 +37,7 @@ from replicas.engine import (
     Request,
     RequestRejected,
 )
-from replicas.governor import PickReason
+from replicas.governor import Change
 from replicas.sglang_engine.client import Chunk, Client
 from replicas.sglang_engine.protocol import CONTROL_DIR_VARIABLE, PLAN_KEY, RequestOptions
 from replicas.sglang_engine.reports import Reports, Requests
@@ -130,9 +130,13 @@ class SGLangEngine:
             )
         )
 
-    def plan_changes(self) -> Mapping[tuple[Plan, Plan, PickReason], int]:
+    def plan_changes(self) -> Mapping[Change, int]:
         """Changes of plan so far, by plan before, plan after and reason."""
         return self._reports.changes()
+
+    def plan_change_times(self) -> Mapping[Change, float]:
+        """When each change of plan was last seen, in Unix seconds."""
+        return self._reports.change_times()
 
     def check_health(self) -> None:
         """A server that is being restarted is not a failure yet; one that hangs is."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from policies.vocabulary import Schedule
+from policies.vocabulary import BLOCK_LENGTHS, Schedule
 from replicas.sglang_engine.engine import Limits, ModelFacts, SGLangEngine
 from replicas.sglang_engine.installation import check_installation
 from replicas.sglang_engine.protocol import CPU_ENVIRONMENT, cpu_flags, launch_flags
@@ -21,18 +21,14 @@ from replicas.torch_engine.model_config import CheckpointError, ModelConfig, rea
 
 SPARE_TOKENS = 16
 """SGLang cuts max_new_tokens so that a few positions stay free below its limit; ours is exact."""
+ROW_TOKENS = SPARE_TOKENS + max(BLOCK_LENGTHS)
+"""What a sequence takes of the KV cache beyond its context: the block being decoded lies behind."""
 OURS = frozenset(
     {
-        "--model-path",
-        "--host",
-        "--port",
-        "--skip-tokenizer-init",
-        "--incremental-streaming-output",
-        "--context-length",
-        "--max-running-requests",
-        "--speculative-algorithm",
-        "--speculative-num-draft-tokens",
-        "--disable-overlap-schedule",
+        *("--model-path", "--host", "--port", "--device", "--dtype"),
+        *("--skip-tokenizer-init", "--incremental-streaming-output"),
+        *("--context-length", "--max-running-requests", "--chunked-prefill-size"),
+        *(flag for flag in launch_flags() if flag.startswith("--")),
     }
 )
 """Arguments that an operator may not give: an option says the same, or the engine rests on it."""
@@ -51,7 +47,6 @@ class LaunchOptions:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
-    cuda_graphs: bool = True
     max_step_tokens: int = 512
     kv_tokens: int = 0
     python: str = ""
@@ -135,7 +130,7 @@ def _cpu_arguments(options: LaunchOptions) -> list[str]:
     if options.dtype not in ("auto", "float32"):
         raise ValueError(f"dtype {options.dtype!r}: on a CPU SGLang runs in float32; use auto")
     limits = options.limits
-    tokens = options.kv_tokens or limits.max_sequences * (limits.max_context_tokens + SPARE_TOKENS)
+    tokens = options.kv_tokens or limits.max_sequences * (limits.max_context_tokens + ROW_TOKENS)
     return [*cpu_flags(), "--max-total-tokens", str(tokens)]
 
 
@@ -144,4 +139,4 @@ def _gpu_arguments(options: LaunchOptions) -> list[str]:
     arguments = ["--device", "cuda", "--dtype", options.dtype]
     if options.kv_tokens:
         arguments += ["--max-total-tokens", str(options.kv_tokens)]
-    return arguments if options.cuda_graphs else [*arguments, "--disable-cuda-graph"]
+    return arguments

@@ -76,6 +76,7 @@ class Reports:
         self._lock = threading.Lock()
         self._sent = self._in_force = schedule
         self._ended = Totals()
+        self._changed_at: dict[Change, float] = {}
         self._read: tuple[int, PluginReport] | None = None
         write_schedule(directory, schedule)
 
@@ -118,6 +119,13 @@ class Reports:
     def changes(self) -> Mapping[Change, int]:
         """Changes of plan over all runs."""
         return dict(self._totals().switches)
+
+    def change_times(self) -> Mapping[Change, float]:
+        """When each was last seen to have happened, in Unix seconds: as exact as reports are
+        read often."""
+        with self._lock:
+            self._load()
+            return dict(self._changed_at)
 
     def engine_report(self, requests: Requests) -> EngineReport:
         """The plugin's report as every engine reports.
@@ -169,12 +177,19 @@ class Reports:
             written = (self.directory / REPORT_FILE).stat().st_mtime_ns
             if self._read is None or self._read[0] != written:
                 report = read_report(self.directory)
+                self._note_changes(self._read and self._read[1], report)
                 self._read = None if report is None else (written, report)
         except FileNotFoundError:
             self._read = None
         except ProtocolError as error:
             raise EngineStopped(f"the plugin's report cannot be understood: {error}") from error
         return None if self._read is None else self._read[1]
+
+    def _note_changes(self, before: PluginReport | None, after: PluginReport | None) -> None:
+        known = Totals() if before is None else Totals().plus(before)
+        if after is not None:
+            for change in Totals().plus(after).switches - known.switches:
+                self._changed_at[change] = after.written_at
 
 
 def add(left: PlanCounters, right: PlanCounters) -> PlanCounters:

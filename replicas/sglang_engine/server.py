@@ -50,6 +50,7 @@ class Server:
         self._command = command
         self.log = log
         self.port = free_port()
+        self.arguments = [word.replace("{port}", str(self.port)) for word in command.arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self._is_gone = False
 
@@ -60,11 +61,10 @@ class Server:
             ServerFailed: there is no such Python.
         """
         command = self._command
-        arguments = [argument.format(port=self.port) for argument in command.arguments]
         with self.log.open("ab") as log:
             try:
                 self._process = subprocess.Popen(
-                    [command.python, str(CHILD), str(os.getpid()), command.module, *arguments],
+                    [command.python, str(CHILD), str(os.getpid()), command.module, *self.arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
