@@ -26,6 +26,7 @@ OPTIONS: dict[str, Any] = {
     "max_sequences": 4,
     "quality": "any",
     "policy": "tests.serve.mistaken:Mistaken",
+    "profile": "none",
     "ttft_target_s": TTFT_TARGET_S,
     "tpot_target_s": 5.0,
 }
