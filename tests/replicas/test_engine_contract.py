@@ -41,8 +41,8 @@ from replicas.torch_engine.loader import (
 )
 from replicas.torch_engine.model import Batch
 from replicas.torch_engine.threaded import ThreadedEngine
-from tests.replicas.sglang_engine.conftest import LIMITS as SGLANG_LIMITS
-from tests.replicas.sglang_engine.conftest import MODEL, PATIENCE, fake_command
+from tests.replicas.sglang_engine.helpers import LIMITS as SGLANG_LIMITS
+from tests.replicas.sglang_engine.helpers import MODEL, PATIENCE, fake_command
 
 Scenario = Callable[[Engine], Coroutine[Any, Any, None]]
 Run = Callable[[Scenario], None]
