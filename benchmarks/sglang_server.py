@@ -145,10 +145,14 @@ class Served:
 
 @contextmanager
 def serving(
-    folder: Path, *flags: str, stock: bool = False, model: Path = CHECKPOINT
+    folder: Path,
+    *flags: str,
+    stock: bool = False,
+    model: Path = CHECKPOINT,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Served]:
     """A server that is ready; `stock` decodes with the same model class as SGLang alone does."""
-    server = launch(folder, *flags, stock=stock, model=model)
+    server = launch(folder, *flags, stock=stock, model=model, environment=environment)
     try:
         _wait_until_ready(server)
         yield Served(server, folder)

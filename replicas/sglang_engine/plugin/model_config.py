@@ -12,16 +12,16 @@ _MODEL_PACKAGES = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 
 
 class NemotronLabsDiffusionConfig(PretrainedConfig):  # type: ignore[misc]
-    """config.json as it is, with what SGLang's Ministral-3 looks for one level up.
+    """config.json as it is, with what SGLang's Ministral-3 looks for besides.
 
     Query scaling and rotary tables there read `original_max_position_embeddings` beside the rope
-    parameters, not in them, and take another value if it is missing.
+    parameters, not in them, and take another value if it is missing. `pad_token_id` must be there.
     """
 
     model_type = MODEL_TYPE
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"pad_token_id": None, **kwargs})
         rope = getattr(self, "rope_parameters", None) or {}
         if original := rope.get("original_max_position_embeddings"):
             self.original_max_position_embeddings = original

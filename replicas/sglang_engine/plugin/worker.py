@@ -158,18 +158,21 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         draft = mode.draft_rows()
         if draft is not None:
             mode.take_draft(self._forwards.run(draft, draft=True))
-        return mode.commit(self._main(mode.rows()))
-
-    def _main(self, rows: Rows) -> torch.Tensor:
+        rows = mode.rows()
         if isinstance(rows.causal, bool):
-            return self._forwards.run(rows)
+            return mode.commit(self._forwards.run(rows))
         # Blocks that denoise and blocks that commit: two masks, so two forwards.
-        parts = [rows.causal.nonzero()[:, 0], (~rows.causal).nonzero()[:, 0]]
+        self.state.tallies[mode.group.plan].forwards += 1
+        return mode.commit(self._both(rows, rows.causal))
+
+    def _both(self, rows: Rows, causal: torch.Tensor) -> torch.Tensor:
+        """Logits of causal and bidirectional rows, in the order of all."""
+        parts = [causal.nonzero()[:, 0], (~causal).nonzero()[:, 0]]
         logits = [
             self._forwards.run(
-                Rows([rows.sequences[i] for i in part.tolist()], rows.tokens[part], causal)
+                Rows([rows.sequences[i] for i in part.tolist()], rows.tokens[part], is_causal)
             ).view(len(part), rows.width, -1)
-            for part, causal in zip(parts, (True, False), strict=True)
+            for part, is_causal in zip(parts, (True, False), strict=True)
         ]
         back = torch.cat(parts).argsort()
         return torch.cat(logits)[back].flatten(0, 1)
