@@ -11,63 +11,28 @@ does not change its work, so prompts are random and sequences run past their end
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from policies.fit import Sample, fit_curve
-from policies.step_time import forwards_per_step
-from policies.vocabulary import AR, Plan, Schedule, all_plans
-from replicas.engine import Delta, EngineReport, Request, SamplingParams
+from policies.step_time import Curve, forwards_per_step
+from policies.vocabulary import Plan, all_plans
+from replicas.meter import Bounds, Core, Load, Meter, loads
 
 FEWEST_TURNS, MOST_TURNS = 3, 6
+MOST_PASSES = 4  # over all loads: drift between them is part of what the fit averages out
 TURN_SHARE = 0.01  # of the budget, after which a plan at one load has had turns enough
-VISIT_SHARE = 0.12  # of the budget, above which a plan is left out at one load
-CONTEXTS = (64, 512, 4096, 32768)
-ROOM = 256  # tokens that sequences may grow by during a visit
-FILL_STEPS_SPARE = 64
+STEPS_A_PLAN = 1 + 2 * FEWEST_TURNS  # at one load: one to warm up, and two in each turn
+PLAN_SHARE = 0.12  # of the budget, above which a plan is left out at one load
+LOAD_SHARE = 0.3  # of the budget, which one load may take
 MAD_TO_DEVIATION = 1.48
 MEDIAN_ERROR = 1.25  # standard error of a median over that of a mean
 
 Progress = Callable[[float, str], None]
-
-
-class Core(Protocol):
-    """What is measured: `TorchEngine`, or something that behaves like it."""
-
-    def submit(self, request: Request) -> None: ...
-    def cancel(self, request_id: str) -> Delta | None: ...
-    def set_schedule(self, schedule: Schedule) -> None: ...
-    def step(self) -> list[Delta]: ...
-    def report(self) -> EngineReport: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a core takes: sequences, context and step length in tokens, and usable token ids."""
-
-    max_sequences: int
-    max_context_tokens: int
-    max_step_tokens: int
-    token_ids: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Sequences that decode together, and the prompt tokens of each."""
-
-    sequences: int
-    length: int
-
-    @property
-    def context_tokens(self) -> int:
-        return self.sequences * self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,72 +62,6 @@ def measure(
     return _Survey(core, bounds, budget_s, tuple(plans), progress, clock).run()
 
 
-def loads(bounds: Bounds) -> Iterator[Load]:
-    """Coarse first: batches in steps of four at ever longer contexts, then those between."""
-    longest = bounds.max_context_tokens - ROOM
-    lengths = [length for length in CONTEXTS if length <= longest] or [max(1, longest // 2)]
-    if longest >= 2 * lengths[-1]:
-        lengths.append(longest)
-    powers = [2**i for i in range(1 + int(math.log2(bounds.max_sequences)))]
-    between = sorted({*powers[1::2], bounds.max_sequences} - set(powers[::2]))
-    for batch in (powers[::2], between):
-        yield from (Load(n, length) for length in lengths for n in batch)
-
-
-class _Meter:
-    """A core at one load: which plan it runs, and what a step of that took."""
-
-    def __init__(self, core: Core, bounds: Bounds) -> None:
-        self._core, self._bounds = core, bounds
-        self._random = random.Random(0)
-        self._names = (f"calibration-{i}" for i in itertools.count())
-        self._requests: list[str] = []
-        self._version = core.report().schedule.version
-        self.plan = AR
-
-    def fill(self, load: Load) -> bool:
-        """Replaces what decodes; False if the core cannot hold so much."""
-        self.empty()
-        self.pin(AR)
-        sampling = SamplingParams(
-            max_tokens=self._bounds.max_context_tokens - load.length, ignore_eos=True
-        )
-        for _ in range(load.sequences):
-            name = next(self._names)
-            prompt = tuple(self._random.choices(self._bounds.token_ids, k=load.length))
-            self._core.submit(Request(name, prompt, sampling))
-            self._requests.append(name)
-        steps = load.context_tokens // self._bounds.max_step_tokens + FILL_STEPS_SPARE
-        for _ in range(steps):
-            self._core.step()
-            report = self._core.report()
-            if report.decoding == load.sequences:
-                return True
-            if report.waiting:
-                break  # what has not been admitted by now does not fit
-        self.empty()
-        return False
-
-    def empty(self) -> None:
-        for name in self._requests:
-            self._core.cancel(name)
-        self._requests.clear()
-
-    def pin(self, plan: Plan) -> None:
-        self._version += 1
-        self._core.set_schedule(Schedule.pinned(plan, version=self._version))
-        self.plan = plan
-
-    def step(self) -> tuple[float, int] | None:
-        """Seconds of a step and tokens cached before it; None unless all sequences ran the plan."""
-        before = self._core.report()
-        self._core.step()
-        old, new = before.plans[self.plan], self._core.report().plans[self.plan]
-        if new.sequence_steps - old.sequence_steps != len(self._requests):
-            return None
-        return new.seconds - old.seconds, before.context_tokens
-
-
 class _Survey:
     def __init__(
         self,
@@ -173,19 +72,23 @@ class _Survey:
         progress: Progress | None,
         clock: Callable[[], float],
     ) -> None:
-        self._meter, self._bounds, self._plans = _Meter(core, bounds), bounds, plans
+        self._meter, self._bounds, self._plans = Meter(core, bounds), bounds, plans
         self._progress, self._clock = progress or (lambda share, text: None), clock
         self._budget_s, self._began = budget_s, clock()
         self._samples: list[Sample] = []
         self._excess: list[float] = []
         self._refused: set[Load] = set()
+        self._curve: Curve | None = None
+        self._samples_in_curve = 0
 
     def run(self) -> Measured:
         try:
-            while self._pass():
-                pass
+            for _ in range(MOST_PASSES):
+                if not self._pass():
+                    break
         finally:
             self._meter.empty()
+        self._progress(1.0, "")
         if len(self._samples) < 2:
             raise ValueError(
                 f"the engine did not keep {len(self._plans)} plans decoding at any load within "
@@ -206,33 +109,42 @@ class _Survey:
             plans = self._affordable(load)
             if load in self._refused or not plans:
                 continue
-            self._progress(1 - self._left_s / self._budget_s, f"{load.sequences} x {load.length}")
+            done = min(1.0, 1.0 - self._left_s / self._budget_s)
+            self._progress(done, f"{load.sequences} x {load.length} tokens")
             visits += self._visit(load, plans)
-        self._progress(min(1.0, 1 - self._left_s / self._budget_s), "")
         return visits > 0
 
     def _affordable(self, load: Load) -> list[Plan]:
-        """Plans that fit into what is left at this load, and are not too slow for one."""
+        """Plans that fit into this load's part of what is left, the cheapest first."""
         if not self._samples:
             return list(self._plans)
-        if self._left_s <= 0:
-            return []
-        curve = fit_curve(self._samples, exponents=(1.0,))  # near enough, and quick
-        steps = 1 + 2 * FEWEST_TURNS
-        costs = {
-            plan: forwards_per_step(plan)
-            * steps
-            * curve.forward_s(load.sequences, plan.block_length, load.context_tokens)
-            for plan in self._plans
-        }
-        costs = {p: cost for p, cost in costs.items() if cost <= VISIT_SHARE * self._budget_s}
-        fills = 1 + sum(not plan.is_exact for plan in costs)
-        total_s = sum(costs.values()) + fills * load.sequences * curve.prefill_s(load.length)
-        return list(costs) if total_s <= self._left_s else []
+        left_s = min(self._left_s, LOAD_SHARE * self._budget_s)
+        curve = self._rough_curve()
+        fill_s = load.sequences * curve.prefill_s(load.length)
+        left_s -= fill_s
+        plans = []
+        for plan in sorted(self._plans, key=lambda plan: (not plan.is_exact, plan.block_length)):
+            forward_s = curve.forward_s(load.sequences, plan.block_length, load.context_tokens)
+            cost_s = STEPS_A_PLAN * forwards_per_step(plan) * forward_s
+            if cost_s > PLAN_SHARE * self._budget_s:
+                continue
+            left_s -= cost_s + (0.0 if plan.is_exact else fill_s)
+            if left_s < 0:
+                break
+            plans.append(plan)
+        return plans
+
+    def _rough_curve(self) -> Curve:
+        """Near enough to plan with. Fitting takes time as well, so old curves serve for a while."""
+        if self._curve is None or len(self._samples) > 1.5 * self._samples_in_curve:
+            self._curve = fit_curve(self._samples, exponents=(1.0,))
+            self._samples_in_curve = len(self._samples)
+        return self._curve
 
     def _visit(self, load: Load, plans: Sequence[Plan]) -> bool:
         """Whether anything was measured."""
-        turns = _Turns(self._meter, load, self._clock, TURN_SHARE * self._budget_s)
+        ends_at = self._began + self._budget_s
+        turns = _Turns(self._meter, load, self._clock, TURN_SHARE * self._budget_s, ends_at)
         exact = [plan for plan in plans if plan.is_exact]
         if not turns.alternate(exact):
             self._refused.add(load)
@@ -249,9 +161,15 @@ class _Turns:
     """What the plans' turns at one load came to."""
 
     def __init__(
-        self, meter: _Meter, load: Load, clock: Callable[[], float], enough_s: float
+        self,
+        meter: Meter,
+        load: Load,
+        clock: Callable[[], float],
+        enough_s: float,
+        ends_at: float,
     ) -> None:
-        self._meter, self._load, self._clock, self._enough_s = meter, load, clock, enough_s
+        self._meter, self._load, self._clock = meter, load, clock
+        self._enough_s, self._ends_at = enough_s, ends_at
         self._seen: dict[Plan, list[tuple[float, int]]] = defaultdict(list)
         self._spent_s: dict[Plan, float] = defaultdict(float)
         self.excess: list[float] = []
@@ -286,11 +204,11 @@ class _Turns:
             median = statistics.median(times)
             deviation = MAD_TO_DEVIATION * statistics.median(abs(t - median) for t in times)
             error = MEDIAN_ERROR * deviation / median / math.sqrt(len(times))
-            context = statistics.mean(context for _, context in seen)
+            context = statistics.median(context for _, context in seen)
             yield Sample(plan, self._load.sequences, context, median, error)
 
     def _has_enough(self, plan: Plan) -> bool:
-        is_long = self._spent_s[plan] >= self._enough_s
+        is_long = self._spent_s[plan] >= self._enough_s or self._clock() >= self._ends_at
         return is_long and len(self._seen[plan]) >= FEWEST_TURNS
 
     def _turn(self, plan: Plan) -> bool:

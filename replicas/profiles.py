@@ -24,7 +24,8 @@ import torch
 
 from policies.fit import fit_curve, fit_ratios, scatter
 from policies.step_time import Fingerprint, Profile, read_profile
-from replicas.calibration import Bounds, Progress, measure
+from replicas.calibration import Progress, measure
+from replicas.meter import Bounds
 from replicas.tiny import CHECKPOINT
 from replicas.torch_engine.engine import TorchEngine
 
@@ -33,8 +34,9 @@ _log = logging.getLogger(__name__)
 AUTO, NONE = "auto", "none"
 LEAST_BUDGET_S, LARGEST_BUDGET_S = 6.0, 120.0
 PARAMETERS_PER_S = 1e8  # of the budget above the least: 80 s for a model of 8 billion
-NOISE_KEPT = 0.2
-"""Scatter above which a profile is used but not cached: the machine was too busy to measure."""
+NOISY, NOISY_LASTS = 0.2, datetime.timedelta(hours=1)
+"""Scatter from which the machine was too busy to measure, and how long such a profile is good for:
+replicas that start together share it, later starts measure again."""
 
 
 def fingerprint(core: TorchEngine, model: str) -> Fingerprint:
@@ -140,14 +142,9 @@ def _cached_or_measured(
             return known
         _log.info("measuring step times; profile=none does without")
         profile = measure(core, model)
-        if profile.noise > NOISE_KEPT:
-            _log.warning(
-                "step times scatter by %.0f %%: the machine is busy, and the next start measures "
-                "again",
-                100 * profile.noise,
-            )
-        else:
-            _keep(profile, path)
+        if profile.noise > NOISY:
+            _log.warning("step times scatter by %.0f %%: the machine is busy", 100 * profile.noise)
+        _keep(profile, path)
     return profile
 
 
@@ -157,10 +154,11 @@ def _read_cached(path: Path, here: Fingerprint) -> Profile | None:
     try:
         profile = read_profile(str(path))
         profile.check(here)
+        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(profile.created)
     except ValueError as error:
         _log.warning("the cached profile cannot be used and is measured again: %s", error)
         return None
-    return profile
+    return None if profile.noise > NOISY and age > NOISY_LASTS else profile
 
 
 def _keep(profile: Profile, path: Path) -> None:
