@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,6 +38,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.overhead import ADMIN, serving
+from orchestrator.app_config import AppConfig
 from policies.vocabulary import AR, Quality
 
 CHAT = "/v1/chat/completions"
@@ -71,9 +73,6 @@ async def measure(
         for app, load, tokens in zip(apps, loads, before, strict=True):
             await load.idle()
             _add_received(measured, load, (await app.page()).tokens - tokens)
-        measured.engine = await asyncio.to_thread(
-            reaction.on_engine, await apps[-1].schedule(), settings.trials
-        )
     return measured
 
 
@@ -111,13 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     facts = provenance(torch.device("cpu"))
     print_provenance(console, facts)
-    options = {"num_replicas": 1, "max_sequences": MOST, "quality": args.quality}
+    options: dict[str, Any] = {"num_replicas": 1, "max_sequences": MOST, "quality": args.quality}
     names = [SHARED, OWN] if args.separate else [SHARED]
     began = time.monotonic()
     with serving("torch", haproxy=False) as (port, deploy):
         for name in names:
             deploy(name, **options)
         measured = asyncio.run(measure(port, names, settings, args, console.log))
+        config = AppConfig.model_validate(options)
+        measured.engine = reaction.on_engine(config, settings.trials)
         from ray import serve
 
         for name in names:

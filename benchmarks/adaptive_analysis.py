@@ -175,7 +175,7 @@ class Measured:
     dwell_s: float = 0.0
     crossover: tuple[int, int] = (0, 0)
     crossover_is_known: bool = False
-    bands: str = ""
+    schedule: str = ""
     engine: Reaction | None = None
     local: Reaction | None = None
     controller: Reaction | None = None

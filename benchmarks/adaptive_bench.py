@@ -21,7 +21,7 @@ from benchmarks.adaptive_scenarios import (
     usual_crossover,
 )
 from benchmarks.adaptive_stack import Page, Stack
-from policies.vocabulary import Plan, Schedule
+from policies.vocabulary import Plan
 
 SETTLE_S = 0.5
 WARM_S = 3.0
@@ -42,8 +42,8 @@ class Settings:
     @classmethod
     def of(cls, is_quick: bool) -> Settings:
         if is_quick:
-            return cls(1.0, 1, 3.0, 1, 3, levels=(1, 8, 32))
-        return cls(2.5, 5, 6.0, 4, 10)
+            return cls(1.0, 1, 2.4, 1, 2, levels=(1, 8, 32))
+        return cls(2.0, 5, 5.0, 4, 6)
 
 
 @dataclass(slots=True)
@@ -102,20 +102,13 @@ async def warm_up(bench: Bench) -> None:
         load.set(level, MIXED)
         await asyncio.sleep(WARM_S)
     await load.idle()
-    schedule = await stack.schedule()
-    found = crossover(schedule.bands)
-    bench.measured.bands = _bands(schedule)
-    bench.measured.dwell_s = schedule.dwell_s
+    following = await stack.following()
+    found = crossover(following.bands)
+    bench.measured.schedule = str(following)
+    bench.measured.dwell_s = following.dwell_s
     bench.measured.crossover_is_known = found is not None
     bench.measured.crossover = found or usual_crossover()
-    bench.log(f"schedule: {bench.measured.bands}")
-
-
-def _bands(schedule: Schedule) -> str:
-    return ", ".join(
-        f"{'above' if band.up_to is None else f'to {band.up_to}'} {band.plan}"
-        for band in schedule.bands
-    )
+    bench.log(f"schedule: {bench.measured.schedule}")
 
 
 async def run(bench: Bench, settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """How soon another load brings another plan.
 
 Three measurements. *Engine*: steps between the pick that first sees the whole new batch and the
-pick of the new plan, on an engine of its own that follows the replica's schedule. *Local*: clients
+pick of the new plan, on an engine of its own with the same profile and policy. *Local*: clients
 appear at once; Unix time from then to the replica's change of plan, HTTP, queueing and prefill
 included. *Controller*: the same where the controller chooses (`local=False`), split into
 
@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -27,8 +27,12 @@ import torch
 from benchmarks.adaptive_load import MAX_TOKENS, Load
 from benchmarks.adaptive_scenarios import MOST
 from benchmarks.adaptive_stack import Page, Stack
-from benchmarks.workload import DEMO_CHECKPOINT, held_out_mix
-from policies.vocabulary import Plan, Schedule
+from benchmarks.workload import DEMO_CHECKPOINT, Workload, held_out_mix
+from orchestrator.app_config import AppConfig
+from policies.decisions import Reading, Signals
+from policies.vocabulary import Plan
+from replicas.profiles import profile_for
+from replicas.tiny import CHECKPOINT
 from replicas.torch_engine.checkpoint import load_checkpoint
 from replicas.torch_engine.engine import EngineLimits, TorchEngine, positions_needed
 from replicas.torch_engine.model import Model
@@ -91,20 +95,17 @@ def percentile(values: Sequence[float], share: float) -> float:
 # -- on an engine of its own ----------------------------------------------------------------------
 
 
-def on_engine(schedule: Schedule, trials: int) -> Reaction:
+def on_engine(config: AppConfig, trials: int) -> Reaction:
     """Steps to react when 1 sequence becomes 32, and when 32 become 1, prefill not counted."""
     reaction = Reaction("steps")
-    checkpoint = load_checkpoint(DEMO_CHECKPOINT)
-    workload = held_out_mix(checkpoint, 65, max_tokens=MAX_TOKENS)
-    limits = EngineLimits(max_sequences=MOST)
-    model = Model(
-        checkpoint.config,
-        checkpoint.weights,
-        max_positions=positions_needed(limits),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
-    engine = TorchEngine(model, None, limits, schedule=schedule)
+    engine, workload = _engine()
+    profile = profile_for(engine, str(CHECKPOINT), config.profile)
+    if profile is None:
+        reaction.why_not = "there is no step-time profile"
+        return reaction
+    signals = Signals("engine", decoding=Reading(1.0, 0.0), profile=profile)
+    decision, _ = config.make_guard().decide(signals, None, 0.0)
+    engine.set_schedule(replace(decision.schedule, ttl_s=math.inf, version=1))
     refilled = _Refilled(engine, workload.request)
     for _ in range(trials):
         for level in (1, MOST):
@@ -117,6 +118,19 @@ def on_engine(schedule: Schedule, trials: int) -> Reaction:
             else:
                 reaction.add(steps)
     return reaction
+
+
+def _engine() -> tuple[TorchEngine, Workload]:
+    checkpoint = load_checkpoint(DEMO_CHECKPOINT)
+    limits = EngineLimits(max_sequences=MOST)
+    model = Model(
+        checkpoint.config,
+        checkpoint.weights,
+        max_positions=positions_needed(limits),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    return TorchEngine(model, None, limits), held_out_mix(checkpoint, 65, max_tokens=MAX_TOKENS)
 
 
 class _Refilled:

@@ -27,7 +27,7 @@ def show(console: Console, measured: Measured) -> None:
     console.print(_rates(compared))
     console.print(_ratios(compared))
     console.print(_changes(measured))
-    console.print(f"schedule of the replica: {measured.bands}")
+    console.print(f"schedule of the replica: {measured.schedule}")
     low, high = measured.crossover
     known = "a crossover of its bands" if measured.crossover_is_known else "no crossover in bands"
     console.print(f"oscillating load: {low} and {high} clients ({known})")
@@ -63,7 +63,7 @@ def to_dict(measured: Measured) -> dict[str, Any]:
         "clients": measured.received.to_dict() | {"lost_tokens": measured.lost_tokens},
         "dwell_s": measured.dwell_s,
         "crossover": {"clients": measured.crossover, "in_bands": measured.crossover_is_known},
-        "bands": measured.bands,
+        "schedule": measured.schedule,
         "reaction": {
             name: reaction and reaction.to_dict()
             for name in ("engine", "local", "controller")

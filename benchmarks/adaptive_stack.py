@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from policies.vocabulary import Plan, Schedule
+from policies.vocabulary import Band, Plan
 
 READ = (
     "trimode_decoding_sequences",
@@ -96,6 +96,28 @@ class Page:
         return {plan: value for plan, value in grown.items() if value > 0}
 
 
+@dataclass(frozen=True, slots=True)
+class Following:
+    """A replica's schedule as its operator is shown it. `profile` is empty without a worth."""
+
+    bands: tuple[Band, ...]
+    dwell_s: float
+    profile: str
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        bands = tuple(Band(band["up_to"], Plan.parse(band["plan"])) for band in row["bands"])
+        worth = row["worth"]
+        return cls(bands, row["dwell_s"], "" if worth is None else worth["profile"])
+
+    def __str__(self) -> str:
+        bands = ", ".join(
+            f"{'above' if band.up_to is None else f'to {band.up_to}'} {band.plan}"
+            for band in self.bands
+        )
+        return f"{bands} ({self.profile or 'no profile: bands decide, not the worth of plans'})"
+
+
 class Stack:
     """One application with one replica. Use as an asynchronous context manager."""
 
@@ -124,9 +146,9 @@ class Stack:
         rows: list[dict[str, Any]] = await self._get("/replicas")
         return rows[0]
 
-    async def schedule(self) -> Schedule:
+    async def following(self) -> Following:
         """What the replica follows."""
-        return Schedule.from_dict((await self.replica())["schedule"])
+        return Following.of((await self.replica())["schedule"])
 
     async def allowed(self) -> list[Plan]:
         """Plans that the configuration allows: AR first, then by block length."""
