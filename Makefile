@@ -50,3 +50,5 @@ $(SGLANG_VENV)/.ready: scripts/setup_sglang_cpu.sh $(wildcard replicas/sglang_en
 
 test-sglang: $(SGLANG_VENV)/.ready
 	$(SGLANG_VENV)/bin/python -m pytest tests/replicas/sglang_engine
+	$(SGLANG_VENV)/bin/python -m pytest -m sglang tests/replicas/test_engine_contract.py \
+		tests/serve/test_z_sglang.py

@@ -165,7 +165,8 @@ class Engine(Protocol):
     def set_schedule(self, schedule: Schedule) -> None:
         """Takes effect at the next step boundary; an older (epoch, version) is ignored."""
 
-    def report(self) -> EngineReport: ...
+    def report(self) -> EngineReport:
+        """May be a tenth of a second old. Raises `EngineStopped` when nobody can tell."""
 
     def check_health(self) -> None:
         """Raises `EngineStopped` when the engine can no longer serve."""

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer
 
 from policies.cost_model import StepObservation
 from policies.step_time import Profile
-from policies.vocabulary import SAFE_PLAN, Plan, Quality, Schedule
+from policies.vocabulary import SAFE_PLAN, Plan, Schedule
+from replicas.admission import check_request
 from replicas.engine import (
     Delta,
     EngineOverloaded,
@@ -320,27 +321,10 @@ class TorchEngine:
             )
 
     def _check(self, request: Request) -> None:
-        prompt, sampling = request.prompt_token_ids, request.sampling
-        vocab, limit = self.model.config.vocab_size, self.limits.max_context_tokens
         if request.request_id in self._sequences:
             raise RequestRejected(f"request id {request.request_id!r} is already in use")
-        if not prompt:
-            raise RequestRejected("the prompt is empty; send at least one token")
-        if outside := next((t for t in (min(prompt), max(prompt)) if not 0 <= t < vocab), None):
-            raise RequestRejected(
-                f"prompt token id {outside} is not in this model's vocabulary, 0 .. {vocab - 1}"
-            )
-        if len(prompt) + sampling.max_tokens > limit:
-            raise RequestRejected(
-                f"prompt of {len(prompt)} tokens plus max_tokens {sampling.max_tokens} exceeds the "
-                f"context limit of {limit} tokens; shorten the prompt or lower max_tokens"
-            )
-        if request.plan is not None and not request.plan.serves(request.quality):
-            raise RequestRejected(
-                f"plan {request.plan} does not keep to quality {request.quality.value}; ask for "
-                f"quality {Quality.ANY.value}, or for another plan"
-            )
-        if sampling.stop and self.tokenizer is None:
+        check_request(request, self.model.config.vocab_size, self.limits.max_context_tokens)
+        if request.sampling.stop and self.tokenizer is None:
             raise RequestRejected("stop strings need a tokenizer, and this engine has none")
         if len(self.scheduler.waiting) >= self.limits.max_waiting:
             raise EngineOverloaded(

@@ -34,7 +34,7 @@ def sglang_app(deploy: Callable[..., App]) -> App:
         max_sequences=8,
         max_context_tokens=512,
         policy="threshold",
-        bands=f"1={FEW},3={SOME},{MANY}",
+        bands=f"2={FEW},4={SOME},{MANY}",
     )
 
 
@@ -85,7 +85,7 @@ def test_the_plan_follows_the_load_up_and_down(sglang_app: App) -> None:
 
     async def scenario() -> None:
         outcomes: list[Outcome] = []
-        for streams, wanted in ((1, FEW), (6, MANY), (2, SOME), (1, FEW)):
+        for streams, wanted in ((1, FEW), (8, MANY), (3, SOME), (1, FEW)):
             outcomes += await plans_under(streams, wanted)
         assert [o.error for o in outcomes if o.error] == []
         used = {plan for o in outcomes for plan in o.plans}
