@@ -1,0 +1,96 @@
+"""The plugin where it touches SGLang, in this process. Run with: make test-sglang"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from replicas.sglang_engine.plugin.compatibility import check_version, missing_seams
+from replicas.sglang_engine.protocol import launch_flags
+
+pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("_sglang")]
+
+RUN = {
+    "speculative_eagle_topk": 1,
+    "speculative_num_draft_tokens": 32,
+    "disable_overlap_schedule": True,
+    "disable_cuda_graph": True,
+    "attention_backend": "torch_native",
+    "enable_mixed_chunk": False,
+    "tp_size": 1,
+    "pp_size": 1,
+    "dp_size": 1,
+}
+
+
+def test_the_installed_sglang_has_every_seam() -> None:
+    check_version()
+    assert missing_seams() == []
+
+
+def test_the_launch_flags_are_what_is_accepted() -> None:
+    from replicas.sglang_engine.plugin.algorithm import check_server_args
+
+    switches = {name for name, value in RUN.items() if value is True}
+    flags = {flag.removeprefix("--").replace("-", "_") for flag in launch_flags()}
+    assert flags >= {*switches, "torch_native", "32"}
+    check_server_args(SimpleNamespace(**RUN))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("speculative_eagle_topk", 4),
+        ("speculative_num_draft_tokens", 12),
+        ("speculative_num_draft_tokens", None),
+        ("disable_overlap_schedule", False),
+        ("disable_cuda_graph", False),
+        ("attention_backend", "fa3"),
+        ("tp_size", 2),
+        ("enable_mixed_chunk", True),
+    ],
+)
+def test_what_the_worker_cannot_do_is_refused_at_start_by_name(name: str, value: Any) -> None:
+    from replicas.sglang_engine.plugin.algorithm import check_server_args
+
+    with pytest.raises(ValueError, match=name.replace("_", "[_-]")) as refused:
+        check_server_args(SimpleNamespace(**{**RUN, name: value}))
+    assert str(value) in str(refused.value)
+
+
+def test_a_step_without_tokens_changes_no_request_unless_it_is_aborted() -> None:
+    from replicas.sglang_engine.plugin.hooks import _finish
+
+    asked: list[int] = []
+
+    def original(req: Any, count: int) -> None:
+        asked.append(count)
+
+    _finish(original, SimpleNamespace(to_finish=None), 0)
+    assert asked == []
+    _finish(original, SimpleNamespace(to_finish="abort"), 0)
+    _finish(original, SimpleNamespace(to_finish=None), 3)
+    _finish(original, SimpleNamespace(to_finish=None))
+    assert asked == [0, 3, 1]
+
+
+def test_a_request_with_nothing_new_sends_no_event() -> None:
+    from replicas.sglang_engine.plugin.hooks import _stream
+
+    sent: list[Any] = []
+
+    def original(accumulator: Any, *, req: Any) -> None:
+        sent.append(req)
+
+    def req(tokens: int, offset: int, finished: bool = False) -> Any:
+        return SimpleNamespace(
+            output_ids=[0] * tokens, send_token_offset=offset, finished=lambda: finished
+        )
+
+    silent = req(4, 4)
+    speaking = [req(4, 3), req(0, 0), req(4, 4, finished=True)]
+    for one in [silent, *speaking]:
+        _stream(original, None, req=one)
+    assert sent == speaking
