@@ -10,6 +10,7 @@ from policies.decisions import Decision, Signals
 from policies.vocabulary import Plan
 
 BUILT_IN = {
+    "bandit": "policies.bandit:Bandit",
     "predictive": "policies.predictive:Predictive",
     "static": "policies.static:Static",
     "threshold": "policies.threshold:Threshold",

@@ -23,6 +23,7 @@ CONTEXT_MOVED = 0.5  # share by which the context length must have moved
 SAMPLED_ROUNDS = 40.0  # what acceptance read from metrics counts for
 BELIEF = 0.5  # of a new measurement of a plan's step time
 LEAST_CORRECTION, MOST_CORRECTION = 0.125, 8.0
+MOST_SEQUENCES, MOST_CONTEXT = 65536.0, 2.0**24
 USUAL_CONTEXT = 512.0  # tokens per sequence, where nothing is known
 
 MakeWorth = Callable[[Profile, Acceptance, Mapping[Plan, float]], Worth]
@@ -63,7 +64,7 @@ class Estimates:
             model=CostModel(make_worth(profile, acceptance, {}), now),
             acceptance=acceptance,
             fleet=fleet,
-            context_length=context_length(signals, USUAL_CONTEXT),
+            context_length=min(MOST_CONTEXT, context_length(signals, USUAL_CONTEXT)),
             revised_at=now,
             drafted_at=now,
         )
@@ -76,10 +77,17 @@ class Estimates:
         phase = zlib.crc32(replica.encode()) / 2**32 * REVISE_S
         return (now + phase) // REVISE_S > (self.revised_at + phase) // REVISE_S
 
+    def load(self, signals: Signals, decoding: float) -> tuple[float, float]:
+        """Sequences and the tokens they have cached, within what a replica can hold: signals may
+        contradict each other."""
+        sequences = min(max(1.0, decoding), MOST_SEQUENCES)
+        length = context_length(signals, self.context_length)
+        return sequences, sequences * min(length, MOST_CONTEXT)
+
     def values(self, signals: Signals, decoding: float) -> Values:
         """Every plan's worth at the load last known."""
-        length = context_length(signals, self.context_length)
-        return self.model.values(round(decoding), max(1.0, decoding) * length)
+        sequences, tokens = self.load(signals, decoding)
+        return self.model.values(round(sequences), tokens)
 
     def revised(
         self, signals: Signals, now: float, make_worth: MakeWorth, *, learns: bool, corrects: bool
@@ -96,7 +104,7 @@ class Estimates:
         corrections = self.corrections
         if corrects:
             corrections = {**corrections, **_learned_corrections(signals, self)}
-        length, model = context_length(signals, self.context_length), self.model
+        length, model = self.load(signals, 1.0)[1], self.model
         if _has_moved(model, acceptance, corrections):
             model = CostModel(make_worth(self.profile, acceptance, corrections), now)
         elif not _differs(length, self.context_length, CONTEXT_MOVED):
@@ -159,8 +167,7 @@ def _learned_corrections(signals: Signals, known: Estimates) -> dict[Plan, float
         step_s, sequences = used.step_s.value, used.sequences.value
         if not step_s or not sequences or sequences < 1.0:
             continue
-        length = context_length(signals, known.context_length)
-        ratio = step_s / known.profile.step_s(plan, sequences, sequences * length)
+        ratio = step_s / known.profile.step_s(plan, *known.load(signals, sequences))
         before = known.corrections.get(plan, 1.0)
         moved = before + BELIEF * (ratio - before)
         found[plan] = min(MOST_CORRECTION, max(LEAST_CORRECTION, moved))

@@ -112,7 +112,7 @@ class Predictive:
         self, signals: Signals, profile: Profile, before: State | None, now: float
     ) -> tuple[Decision, State]:
         fleet = None if before is None else before.known.fleet
-        known = Estimates.first(signals, profile, fleet, self._worth, now)
+        known = Estimates.first(signals, profile, fleet, self.worth_of, now)
         decoding = signals.decoding.value or 0.0
         values = known.values(signals, decoding)
         schedule = self._schedule(known, values.best)
@@ -123,7 +123,9 @@ class Predictive:
     def _revised(self, signals: Signals, state: State, now: float) -> State:
         """Estimates brought up to date; a new schedule only where one has moved."""
         before = state.known
-        known = before.revised(signals, now, self._worth, learns=self.learns, corrects=self.learns)
+        known = before.revised(
+            signals, now, self.worth_of, learns=self.learns, corrects=self.learns
+        )
         is_same = known.model is before.model and known.context_length == before.context_length
         schedule = state.schedule if is_same else self._schedule(known, state.plan)
         return State(known, schedule, state.plan, state.decoding, state.explored_at)
@@ -150,24 +152,22 @@ class Predictive:
         self, values: Values, decoding: float, state: State, now: float
     ) -> tuple[Decision, State]:
         plan, reason, detail = better(state.plan, values, decoding, self.hysteresis)
-        known, predicted = state.known, values.by_plan
-        seen_at = max(known.drafted_at, state.explored_at)
+        seen_at = max(state.known.drafted_at, state.explored_at)
         explored = to_explore(self.plans)
         if plan.mode is Mode.SELF_SPECULATION or explored is None:
             seen_at = now
+        used = plan
         if decoding and now - seen_at > EXPLORE_S and explored is not None:
-            schedule = pinned(explored, self.dwell_s)
-            after = State(known, schedule, plan, decoding, explored_at=now)
-            return Decision(schedule, Reason.PROBE, "", predicted), after
-        schedule = pinned(plan, self.dwell_s)
-        after = State(known, schedule, plan, decoding, explored_at=seen_at)
-        return Decision(schedule, reason, detail, predicted), after
+            used, reason, detail, seen_at = explored, Reason.PROBE, "", now
+        decision = issued(used, reason, detail, values, state.schedule, self.dwell_s)
+        return decision, State(state.known, decision.schedule, plan, decoding, seen_at)
 
     # -- schedules ------------------------------------------------------------------------------
 
-    def _worth(
+    def worth_of(
         self, profile: Profile, acceptance: Acceptance, corrections: Mapping[Plan, float]
     ) -> Worth:
+        """What is issued, from step times, acceptance and corrections."""
         return Worth(
             plans=self.plans,
             profile=profile,
@@ -226,6 +226,16 @@ _PINNED: dict[tuple[Plan, float], Schedule] = {}
 def pinned(plan: Plan, dwell_s: float) -> Schedule:
     """One object per plan, so that who asks again sees that nothing has changed."""
     return _PINNED.setdefault((plan, dwell_s), Schedule.pinned(plan, dwell_s=dwell_s))
+
+
+def issued(
+    plan: Plan, reason: Reason, detail: str, values: Values, before: Schedule, dwell_s: float
+) -> Decision:
+    """One plan at every load, after the schedule `before`."""
+    schedule = pinned(plan, dwell_s)
+    if reason.is_hold and schedule is not before:
+        reason, detail = Reason.PROBE, "back from a probe"
+    return Decision(schedule, reason, detail, values.by_plan)
 
 
 def _grid(max_sequences: int) -> list[int]:

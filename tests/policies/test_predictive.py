@@ -4,6 +4,7 @@ Run with: pytest tests/policies/test_predictive.py
 """
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -246,15 +247,14 @@ def test_deciding_here_a_small_gain_is_no_reason():
 def test_deciding_here_ar_is_left_for_one_tick_a_minute():
     """Otherwise nothing tells what self-speculation would yield, and it never comes back."""
     replica = Replica(Predictive(local=False))
-    busy = signals(250, length=128)
-    for _ in range(240):
-        replica.ask(busy)
-    explored = [i for i, d in enumerate(replica.decisions) if d.reason is Reason.PROBE]
-    assert 3 <= len(explored) <= 240 / EXPLORE_S
-    for index in explored:
+    replica.ask(signals(250, length=128), seconds=240)
+    tried = [i for i, d in enumerate(replica.decisions) if d.schedule.plans != (AR,)]
+    assert 3 <= len(tried) <= 240 / EXPLORE_S
+    assert all(b - a > EXPLORE_S for a, b in pairwise(tried))
+    for index in tried:
         assert replica.decisions[index].schedule.plans[0].mode is Mode.SELF_SPECULATION
-        if index + 1 < 240:
-            assert replica.decisions[index + 1].schedule.plans == (AR,)
+        # Going there and coming back are one probe, and both say so.
+        assert {d.reason for d in replica.decisions[index : index + 2]} == {Reason.PROBE}
 
 
 def test_an_idle_replica_is_not_explored_on():
