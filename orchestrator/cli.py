@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from orchestrator.cli_calibrate import calibrate
 from orchestrator.cli_control import pin, policy, status, unpin
 from orchestrator.cli_dashboards import dashboards
 from orchestrator.cli_generate import generate
@@ -21,7 +22,7 @@ def app() -> None:
 
 
 policy.add_command(replay)
-for command in (serve, status, pin, unpin, policy, dashboards, generate):
+for command in (serve, status, pin, unpin, policy, calibrate, dashboards, generate):
     app.add_command(command)
 
 
