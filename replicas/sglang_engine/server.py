@@ -21,7 +21,7 @@ from pathlib import Path
 from replicas.engine import EngineError
 
 CHILD = Path(__file__).with_name("child.py")
-TAIL_LINES = 30
+TAIL_LINES = 40
 LOOK_EVERY_S = 0.1
 KILL_PATIENCE_S = 10.0  # a killed process that holds a GPU needs a moment to be gone
 

@@ -40,6 +40,13 @@ from tests.replicas.sglang_engine.helpers import (
 )
 
 
+async def start_and_stop(engine: SGLangEngine) -> None:
+    try:
+        await engine.start()
+    finally:
+        await engine.stop()
+
+
 class TestStarting:
     def test_a_server_that_ends_shows_the_end_of_its_log(self, tmp_path: Path) -> None:
         engine = SGLangEngine(
@@ -49,14 +56,14 @@ class TestStarting:
             patience=PATIENCE,
         )
         with pytest.raises(ServerFailed, match=r"(?s)before it was ready.*no such attention"):
-            asyncio.run(engine.start())
+            asyncio.run(start_and_stop(engine))
 
     def test_a_server_without_the_plugin_is_refused(self, tmp_path: Path) -> None:
         command = fake_command(tmp_path / "e", "--no-plugin")
         patience = replace(PATIENCE, plugin_s=1)
         engine = SGLangEngine(command, MODEL, LIMITS, patience=patience)
         with pytest.raises(ServerFailed, match="plugin inside it has not reported within 1 s"):
-            asyncio.run(engine.start())
+            asyncio.run(start_and_stop(engine))
         with pytest.raises(EngineStopped):
             engine.check_health()
 
@@ -64,12 +71,12 @@ class TestStarting:
         command = fake_command(tmp_path / "e", "--sglang-version", "0.9.9")
         engine = SGLangEngine(command, MODEL, LIMITS, patience=PATIENCE)
         with pytest.raises(ServerFailed, match=r"SGLang 0\.9\.9 runs.*install sglang=="):
-            asyncio.run(engine.start())
+            asyncio.run(start_and_stop(engine))
 
     def test_a_python_that_is_not_there_is_named(self) -> None:
         engine = SGLangEngine(Command("/no/python", ()), MODEL, LIMITS, patience=PATIENCE)
         with pytest.raises(ServerFailed, match=r"'/no/python'.*set sglang_python"):
-            asyncio.run(engine.start())
+            asyncio.run(start_and_stop(engine))
 
     def test_a_server_that_does_not_get_ready_in_time_is_killed(self, tmp_path: Path) -> None:
         async def scenario() -> None:
@@ -77,7 +84,7 @@ class TestStarting:
             patience = replace(PATIENCE, start_s=0)
             engine = SGLangEngine(command, MODEL, LIMITS, patience=patience)
             with pytest.raises(ServerFailed, match="was not ready within 0 s"):
-                await engine.start()
+                await start_and_stop(engine)
             with pytest.raises(ProcessLookupError):
                 os.kill(engine.server_pid, 0)
 
@@ -201,7 +208,7 @@ class TestStopping:
             replica = await asyncio.create_subprocess_exec(
                 *(sys.executable, __file__, str(tmp_path / "e")),
                 stdout=asyncio.subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
             )
             assert replica.stdout is not None
             guard, server = map(int, (await replica.stdout.readline()).split())
