@@ -57,6 +57,7 @@ async def measure(
     async with AsyncExitStack() as entered:
         apps = [await entered.enter_async_context(Stack(port, n, ADMIN)) for n in names]
         references = await _references(port, apps[0], asks, args.quality)
+        measured.texts_compared = references is not None
         loads = [
             await entered.enter_async_context(Load(port, app.prefix + CHAT, asks, references))
             for app in apps
@@ -68,6 +69,7 @@ async def measure(
         await warm_up(bench)
         await run(bench, settings)
         measured.local = await reaction.local(apps[-1], loads[-1], settings.trials)
+        log("local reaction done")
         if args.plot is not None:
             await timelines(bench, settings)
         for app, load, tokens in zip(apps, loads, before, strict=True):
@@ -119,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
         measured = asyncio.run(measure(port, names, settings, args, console.log))
         config = AppConfig.model_validate(options)
         measured.engine = reaction.on_engine(config, settings.trials)
+        console.log("the engine's reaction done")
         from ray import serve
 
         for name in names:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from benchmarks.adaptive_load import Received
@@ -38,6 +39,8 @@ class Window:
     distrusts: float = 0.0
     plan_seconds: Mapping[str, float] = field(default_factory=dict)
     """Time decoding, by plan."""
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    """The governor's own estimate of every plan's tokens/s, at the load of the last step."""
     moves: bool = True
 
     @property
@@ -122,6 +125,8 @@ class Changes:
     probes: float
     distrusts: float
     share_in_plan: Mapping[str, float]
+    predicted: Mapping[str, float]
+    """Median over rounds of the governor's estimates, as the windows ended."""
 
     @property
     def per_minute(self) -> float:
@@ -134,6 +139,7 @@ class Changes:
             "probes": self.probes,
             "distrusts": self.distrusts,
             "share_in_plan": dict(self.share_in_plan),
+            "predicted_tokens_per_s": dict(self.predicted),
         }
 
 
@@ -159,19 +165,27 @@ def _changes(windows: Sequence[Window]) -> Changes:
         probes=sum(w.probes for w in windows),
         distrusts=sum(w.distrusts for w in windows),
         share_in_plan={plan: by_plan[plan] / total for plan in ordered},
+        predicted=_medians([window.predicted for window in windows]),
     )
+
+
+def _medians(estimates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    plans = dict.fromkeys(plan for by_plan in estimates for plan in by_plan)
+    return {plan: median(of[plan] for of in estimates if plan in of) for plan in plans}
 
 
 @dataclass(slots=True)
 class Measured:
-    """Everything that one run saw. `lost_tokens` is what the replica generated and no client got.
+    """Everything that one run saw.
 
-    `dwell_s` is the governor's shortest stay in a plan.
+    `lost_tokens` is what the replica generated and no client got, `dwell_s` the shortest stay in a
+    plan that the schedule asks of the governor. `texts_compared`: diffusion's are not AR's.
     """
 
     windows: list[Window] = field(default_factory=list)
     received: Received = field(default_factory=Received)
     lost_tokens: float = 0.0
+    texts_compared: bool = True
     dwell_s: float = 0.0
     crossover: tuple[int, int] = (0, 0)
     crossover_is_known: bool = False
@@ -184,15 +198,23 @@ class Measured:
 
 def bars(measured: Measured) -> list[Bar]:
     """What must be seen; a bar whose figure this run lacks says so."""
-    compared = compare(measured.windows)
     return [
-        *_throughput_bars(compared),
+        *_throughput_bars(compare(measured.windows)),
         Bar("switches per dwell, oscillating load", _per_dwell(measured), 1.0, at_least=False),
-        Bar("failed requests", measured.received.failed, 0, at_least=False),
-        Bar("texts that differ from AR's", measured.received.wrong, 0, at_least=False),
-        Bar("tokens generated that no client got", abs(measured.lost_tokens), 0, at_least=False),
+        *_loss_bars(measured),
         Bar("engine: blocks to react, p95", _p95(measured.engine), 1.0, at_least=False),
         Bar("controller: seconds to react, p95", _p95(measured.controller), 5.0, at_least=False),
+    ]
+
+
+def _loss_bars(measured: Measured) -> list[Bar]:
+    seen, values = measured.received, dict[str, float | None]()
+    values["failed requests"] = seen.failed
+    values["texts that differ from AR's"] = seen.wrong if measured.texts_compared else None
+    values["tokens generated that no client got"] = abs(measured.lost_tokens)
+    return [
+        Bar(name, value if seen.requests else None, 0, at_least=False)
+        for name, value in values.items()
     ]
 
 

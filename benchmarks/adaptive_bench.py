@@ -90,6 +90,7 @@ def _window_of(scenario: Scenario, arm: str, number: int, before: Page, after: P
         probes=sum(after.growth(before, "probes_total").values()),
         distrusts=grown("governor_distrusts_total"),
         plan_seconds=after.growth(before, "plan_seconds_total"),
+        predicted=after.by_plan.get("governor_predicted_tokens_per_second", {}),
         moves=scenario.moves,
     )
 

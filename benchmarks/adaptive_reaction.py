@@ -2,8 +2,9 @@
 
 Three measurements. *Engine*: steps between the pick that first sees the whole new batch and the
 pick of the new plan, on an engine of its own with the same profile and policy. *Local*: clients
-appear at once; Unix time from then to the replica's change of plan, HTTP, queueing and prefill
-included. *Controller*: the same where the controller chooses (`local=False`), split into
+appear or leave at once; Unix time from then to the replica's first change of plan, HTTP, queueing,
+prefill and requests that still run included. *Controller*: the same where the controller chooses
+(`local=False`), split into
 
     scrape    load changed -> the decision's time (waiting for the round, and reading the metrics)
     decide    a whole round of the control loop, mean; part of it lies before the decision's time
@@ -197,6 +198,8 @@ async def local(stack: Stack, load: Load, trials: int) -> Reaction:
 async def through_controller(stack: Stack, load: Load, trials: int) -> Reaction:
     """The controller scrapes, decides and delivers."""
     reaction, noise = Reaction("s"), Random(2)
+    load.set(MOST)
+    await asyncio.sleep(CONTROLLER_WAIT_S)  # from idle: not to be taken for a reaction
     began = await stack.tick_totals()
     for level in [1, MOST] * trials:
         before = await _calm(stack, load, MOST + 1 - level, noise)

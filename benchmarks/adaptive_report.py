@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +28,8 @@ def show(console: Console, measured: Measured) -> None:
     console.print(_rates(compared))
     console.print(_ratios(compared))
     console.print(_changes(measured))
+    for line in _losses(measured, compared):
+        console.print(line)
     console.print(f"schedule of the replica: {measured.schedule}")
     low, high = measured.crossover
     known = "a crossover of its bands" if measured.crossover_is_known else "no crossover in bands"
@@ -34,9 +37,10 @@ def show(console: Console, measured: Measured) -> None:
     for name in ("engine", "local", "controller"):
         console.print(_reaction(name, getattr(measured, name)))
     seen = measured.received
+    wrong = f"{seen.wrong}" if measured.texts_compared else "uncounted"
     console.print(
         f"{seen.requests} requests, {seen.tokens} tokens received, {seen.failed} failed, "
-        f"{seen.wrong} texts not AR's, {measured.lost_tokens:g} tokens generated and not received"
+        f"{wrong} texts not AR's, {measured.lost_tokens:g} tokens generated and not received"
     )
     for broken in (w for w in measured.windows if not w.kept):
         console.print(f"[red]{broken.scenario}, {broken.arm}: not in its plan all the time[/]")
@@ -102,6 +106,22 @@ def _ratios(compared: dict[str, Comparison]) -> Table:
 
 def _ratio(spread: Spread | None) -> str:
     return "-" if spread is None else f"{spread.median:.3f} ({spread.low:.3f}-{spread.high:.3f})"
+
+
+def _losses(measured: Measured, compared: dict[str, Comparison]) -> Iterator[str]:
+    """Where adaptive is behind: what it used, what was better, and what it thought of both."""
+    for name, used in changes(measured.windows).items():
+        row = compared[name]
+        if row.to_best.median >= 1.0 or not used.share_in_plan:
+            continue
+        plans = dict.fromkeys([*list(used.share_in_plan)[:2], row.best])
+        thought = ", ".join(
+            f"{short(plan)} {used.predicted.get(plan, float('nan')):.0f} predicted, "
+            f"{row.rates[plan].median:.0f} seen"
+            for plan in plans
+            if plan in row.rates
+        )
+        yield f"{name}: {row.to_best.median:.3f} of {short(row.best)}; {thought}"
 
 
 def _changes(measured: Measured) -> Table:
