@@ -23,7 +23,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +175,13 @@ class PluginReport:
         return max(0.0, time.time() - self.written_at)
 
     def to_dict(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields = _fields(self)
         fields["format"] = _FORMAT
         fields["plan"] = str(self.plan)
         fields["switches"] = [
-            {**asdict(s), "before": str(s.before), "after": str(s.after)} for s in self.switches
+            {**_fields(s), "before": str(s.before), "after": str(s.after)} for s in self.switches
         ]
-        fields["plans"] = {str(plan): asdict(c) for plan, c in self.plans.items()}
+        fields["plans"] = {str(plan): _fields(c) for plan, c in self.plans.items()}
         for name in ("probes", "predicted"):
             fields[name] = {str(plan): value for plan, value in fields[name].items()}
         return fields
@@ -238,6 +238,11 @@ def read_report(directory: Path) -> PluginReport | None:
         return None if fields is None else PluginReport.from_dict(fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"{directory / REPORT_FILE}: not a report: {error!r}") from None
+
+
+def _fields(value: PluginReport | Switches | PlanCounters) -> dict[str, Any]:
+    """Like `asdict`, whose copies of everything would be most of what a report costs."""
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def _replace(path: Path, fields: Mapping[str, Any]) -> None:

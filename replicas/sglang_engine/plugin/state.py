@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 
 from policies.cost_model import StepObservation
@@ -16,6 +17,9 @@ from replicas.sglang_engine.plugin.control import ScheduleFile
 from replicas.sglang_engine.plugin.view import NothingYet, SchedulerView
 from replicas.sglang_engine.protocol import PluginReport, Switches
 from replicas.torch_engine.counters import Tallies
+
+# Read from the disk at every call, and reports are frequent.
+_version = cache(version)
 
 
 @dataclass(slots=True)
@@ -79,8 +83,8 @@ class DecoderState:
         governor, load, totals = self.governor, self.scheduler, self.totals
         schedule = governor.schedule
         return PluginReport(
-            plugin_version=version("trimode"),
-            sglang_version=version("sglang"),
+            plugin_version=_version("trimode"),
+            sglang_version=_version("sglang"),
             pid=os.getpid(),
             written_at=time.time(),
             max_block_length=self.max_block_length,
