@@ -209,7 +209,8 @@ def _why() -> Iterator[Panel]:
 def _was_it_right() -> Iterator[Panel]:
     yield p.lines(
         "Predicted and measured throughput",
-        "Predictions for the plans in use, and tokens a second while decoding, over 5 minutes.",
+        "Predictions for the plans in use, and tokens a second in steps that only decode, over 5 "
+        "minutes.",
         query(
             f"sum(replica:trimode_predicted_tokens_per_second:mean5m{{{SELECT}}})",
             "predicted",

@@ -12,6 +12,8 @@ from replicas.engine import EngineReport, PlanCounters
 from replicas.governor import Governor
 
 STEP_S = 3
+MIXED_S = 0.2
+"""Of those, in steps that also read prompts, at half the speed."""
 OVERHEAD_S, POSITION_S = 0.012, 3e-5
 ACCEPTANCE = 0.8
 KV_TOKENS = 65536
@@ -124,4 +126,6 @@ class SimulatedEngine:
             committed=was.committed + committed,
             denoising_steps=was.denoising_steps + (rows - rounds if is_denoising else 0),
             seconds=was.seconds + STEP_S,
+            mixed_seconds=was.mixed_seconds + MIXED_S,
+            mixed_committed=was.mixed_committed + round(committed * MIXED_S / STEP_S / 2),
         )

@@ -179,6 +179,18 @@ REPLICA_METRICS: tuple[Metric, ...] = (
         vllm="diffusion_num_canvas_positions_total",
     ),
     counter("plan_seconds_total", "seconds", "Time spent in decoding steps.", PLAN),
+    counter(
+        "plan_mixed_seconds_total",
+        "seconds",
+        "Part of that in steps that also read prompts or ran another plan.",
+        PLAN,
+    ),
+    counter(
+        "plan_mixed_committed_tokens_total",
+        "tokens",
+        "Tokens committed in those steps; the rest is from decoding alone.",
+        PLAN,
+    ),
     # Requests.
     counter("prompt_tokens_total", "tokens", "Prompt tokens read.", vllm="prompt_tokens_total"),
     counter(

@@ -105,6 +105,8 @@ class PlanCounters:
     accepted, out of `rounds`; only self-speculation drafts. For diffusion a round is one block.
     `sequence_steps` sums the rows of every step, so `committed / sequence_steps` is tokens per step
     and sequence. `seconds` is wall time of steps, shared among the plans of a step by rows.
+    `mixed_seconds` and `mixed_committed` are the parts of `seconds` and `committed` from steps that
+    also read prompts or ran another plan; what is left is decoding alone.
     """
 
     steps: int = 0
@@ -116,6 +118,8 @@ class PlanCounters:
     committed: int = 0
     denoising_steps: int = 0
     seconds: float = 0.0
+    mixed_seconds: float = 0.0
+    mixed_committed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

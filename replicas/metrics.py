@@ -191,6 +191,8 @@ class ReplicaMetrics:
         page.put("plan_rounds_total", counters.rounds, *labels)
         page.put("plan_committed_tokens_total", counters.committed, *labels)
         page.put("plan_seconds_total", counters.seconds, *labels)
+        page.put("plan_mixed_seconds_total", counters.mixed_seconds, *labels)
+        page.put("plan_mixed_committed_tokens_total", counters.mixed_committed, *labels)
         page.put("probes_total", report.probes.get(plan, 0), *labels)
         # Under bands, a pin's too, the governor's last estimate would be of an older batch.
         is_predicting = report.decoding and report.schedule.worth is not None

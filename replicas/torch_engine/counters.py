@@ -22,6 +22,8 @@ class PlanTally:
     committed: int = 0
     denoising_steps: int = 0
     seconds: float = 0.0
+    mixed_seconds: float = 0.0
+    mixed_committed: int = 0
 
     def add_round(self, result: RoundResult) -> None:
         self.steps += 1
@@ -34,6 +36,13 @@ class PlanTally:
             for position in range(accepted):
                 self.accepted[position] += 1
 
+    def add_time(self, seconds: float, committed: int, *, is_pure: bool) -> None:
+        """What `committed` tokens took, which are counted already."""
+        self.seconds += seconds
+        if not is_pure:
+            self.mixed_seconds += seconds
+            self.mixed_committed += committed
+
     def freeze(self) -> PlanCounters:
         return PlanCounters(
             steps=self.steps,
@@ -45,6 +54,8 @@ class PlanTally:
             committed=self.committed,
             denoising_steps=self.denoising_steps,
             seconds=self.seconds,
+            mixed_seconds=self.mixed_seconds,
+            mixed_committed=self.mixed_committed,
         )
 
 

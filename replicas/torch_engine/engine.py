@@ -304,18 +304,20 @@ class TorchEngine:
         self._steps += 1
         rows = sum(len(g.sequences) for g in work.groups)
         kept = {delta.request_id: len(delta.token_ids) for delta in deltas}
-        now = self._clock()
+        now, is_pure = self._clock(), len(work.groups) == 1 and not work.chunks
         for group in work.groups:
             sequences = group.sequences
-            self.tallies[group.plan].seconds += seconds * len(sequences) / rows
+            yields = [kept.get(s.request.request_id, 0) for s in sequences]
+            share_s = seconds * len(sequences) / rows
+            self.tallies[group.plan].add_time(share_s, sum(yields), is_pure=is_pure)
             self.governor.observe(
                 StepObservation(
                     plan=group.plan,
                     sequences=len(sequences),
                     context_tokens=self._context_tokens,
                     seconds=seconds,
-                    yields=[kept.get(s.request.request_id, 0) for s in sequences],
-                    is_pure=len(work.groups) == 1 and not work.chunks,
+                    yields=yields,
+                    is_pure=is_pure,
                 ),
                 now,
             )

@@ -166,6 +166,31 @@ def test_the_first_delta_says_how_long_the_request_was_queued():
     assert told == [("first", 0.0), ("first", None), ("second", 1.0), ("second", None)]
 
 
+def test_steps_that_also_read_prompts_are_told_apart_from_decoding_alone():
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    model = build_model(TINY, random_weights(TINY))
+    engine = build_engine(model, forward=LEDGER, clock=clock)
+    engine.submit(request("first", (3, 4), 5))
+    engine.step()  # reads the prompt, which yields the first token
+    engine.step()
+    alone = engine.report().plans[AR]
+    assert (alone.committed, alone.mixed_committed, alone.mixed_seconds) == (1, 0, 0.0)
+    engine.submit(request("second", (3, 4), 2))
+    engine.step()  # decodes the first, reads the second
+    mixed = engine.report().plans[AR]
+    assert (mixed.committed, mixed.mixed_committed) == (2, 1)
+    assert mixed.mixed_seconds == mixed.seconds - alone.seconds > 0
+    engine.step()
+    both = engine.report().plans[AR]
+    assert (both.committed, both.mixed_committed) == (4, 1)
+    assert both.mixed_seconds == mixed.mixed_seconds
+
+
 def test_counters_of_every_plan_add_up(copying, references):
     engine = build_engine(copying)
     plans = all_plans()
