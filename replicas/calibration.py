@@ -53,26 +53,29 @@ def measure(
     plans: Sequence[Plan] = all_plans(),
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
+    timer: Callable[[], float] = time.perf_counter,
 ) -> Measured:
-    """Measures for about `budget_s` seconds; leaves the core without requests.
+    """Measures for about `budget_s` seconds of `clock`; leaves the core without requests. `timer`
+    is what steps are timed with.
 
     Raises:
         ValueError: the core holds not even one short sequence.
     """
-    return _Survey(core, bounds, budget_s, tuple(plans), progress, clock).run()
+    meter = Meter(core, bounds, timer)
+    return _Survey(meter, bounds, budget_s, tuple(plans), progress, clock).run()
 
 
 class _Survey:
     def __init__(
         self,
-        core: Core,
+        meter: Meter,
         bounds: Bounds,
         budget_s: float,
         plans: tuple[Plan, ...],
         progress: Progress | None,
         clock: Callable[[], float],
     ) -> None:
-        self._meter, self._bounds, self._plans = Meter(core, bounds), bounds, plans
+        self._meter, self._bounds, self._plans = meter, bounds, plans
         self._progress, self._clock = progress or (lambda share, text: None), clock
         self._budget_s, self._began = budget_s, clock()
         self._samples: list[Sample] = []

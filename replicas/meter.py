@@ -1,14 +1,11 @@
-"""An engine's core held at one load: which plan it runs, and what one step of that takes.
-
-Only what the core reports is used, so that a step is timed as the governor sees it.
-"""
+"""An engine's core held at one load: which plan it runs, and what one step of that takes."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,8 +67,8 @@ def loads(bounds: Bounds) -> list[Load]:
 class Meter:
     """A core at one load: which plan it runs, and what a step of that took."""
 
-    def __init__(self, core: Core, bounds: Bounds) -> None:
-        self._core, self._bounds = core, bounds
+    def __init__(self, core: Core, bounds: Bounds, timer: Callable[[], float]) -> None:
+        self._core, self._bounds, self._timer = core, bounds, timer
         self._random = random.Random(0)
         self._names = (f"calibration-{i}" for i in itertools.count())
         self._requests: list[str] = []
@@ -114,8 +111,10 @@ class Meter:
     def step(self) -> tuple[float, int] | None:
         """Seconds of a step and tokens cached before it; None unless all sequences ran the plan."""
         before = self._core.report()
+        began = self._timer()
         self._core.step()
+        took_s = self._timer() - began
         old, new = before.plans[self.plan], self._core.report().plans[self.plan]
         if new.sequence_steps - old.sequence_steps != len(self._requests):
             return None
-        return new.seconds - old.seconds, before.context_tokens
+        return took_s, before.context_tokens

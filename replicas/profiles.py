@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -70,7 +71,8 @@ def calibrate(
     here = fingerprint(core, model)
     budget_s = default_budget_s(core) if budget_s is None else budget_s
     try:
-        measured = measure(core, _bounds(core), budget_s, progress=progress)
+        timer = time.thread_time if _is_one_thread(core) else time.perf_counter
+        measured = measure(core, _bounds(core), budget_s, progress=progress, timer=timer)
     finally:
         core.start_over()
     curve = fit_curve(measured.samples)
@@ -84,7 +86,8 @@ def calibrate(
         # Larger shapes would be captured as graphs in the middle of serving.
         max_positions=measured.largest_positions if core.captures_graphs else None,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        note=f"{len(measured.samples)} loads and plans in {budget_s:.0f} s",
+        note=f"{len(measured.samples)} loads and plans in {budget_s:.0f} s, "
+        + ("CPU time of one thread" if _is_one_thread(core) else "wall time"),
     )
     noise = scatter(measured.samples, profile)
     return _within_limits(replace(profile, noise=noise), core)
@@ -186,6 +189,12 @@ def _locked(path: Path) -> Iterator[None]:
 def _within_limits(profile: Profile, core: TorchEngine) -> Profile:
     """With this engine's limits, which are no part of what was measured."""
     return replace(profile, max_sequences=core.limits.max_sequences, kv_tokens=core.pool.tokens)
+
+
+def _is_one_thread(core: TorchEngine) -> bool:
+    """Then the thread's CPU time is a step's time, however many others want the processor: they
+    slow all plans alike, which the governor learns, and would only blur which is better."""
+    return core.model.device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def _bounds(core: TorchEngine) -> Bounds:

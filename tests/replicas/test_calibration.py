@@ -18,7 +18,7 @@ SS8, DIFFUSION8 = Plan(Mode.SELF_SPECULATION, 8), Plan(Mode.DIFFUSION, 8)
 
 
 def run(core: FakeCore, budget_s: float = 6.0) -> Measured:
-    return measure(core, core.bounds, budget_s, clock=core.clock)
+    return measure(core, core.bounds, budget_s, clock=core.clock, timer=core.clock)
 
 
 def errors(measured: Measured) -> list[float]:
@@ -134,7 +134,12 @@ def test_loads_are_coarse_first_and_within_the_bounds() -> None:
 def test_progress_rises_to_the_end() -> None:
     core, told = FakeCore(), []
     measure(
-        core, core.bounds, 3.0, progress=lambda share, text: told.append(share), clock=core.clock
+        core,
+        core.bounds,
+        3.0,
+        progress=lambda share, text: told.append(share),
+        clock=core.clock,
+        timer=core.clock,
     )
     assert told == sorted(told)
     assert told[0] == 0.0
