@@ -172,12 +172,14 @@ def loop_health() -> Iterator[Panel]:
         unit="s",
         w=8,
     )
-    yield p.lines(
-        "Missing signals",
-        "Signals without a value, by name. Latencies are missing while nobody asks anything.",
-        query(f"sum by (signal) (1 - trimode_signal_known{{{SELECT}}})", "{{signal}}"),
-        unit="short",
-        w=8,
+    yield p.names_only(
+        p.lines(
+            "Missing signals",
+            "Signals without a value, by name. Latencies are missing while nobody asks anything.",
+            query(f"sum by (signal) (1 - trimode_signal_known{{{SELECT}}})", "{{signal}}"),
+            unit="short",
+            w=8,
+        )
     )
     yield p.stacked(
         p.lines(

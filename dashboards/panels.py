@@ -56,9 +56,6 @@ def panel(kind: Any, title: str, why: str, *queries: Any, unit: str, w: int, h: 
 
 
 def lines(title: str, why: str, *queries: Any, unit: str, w: int = 12, h: int = 8) -> Panel:
-    listed = common.LegendDisplayMode.LIST
-    bottom = common.LegendPlacement.BOTTOM
-    legend = VizLegendOptions().display_mode(listed).placement(bottom).show_legend(True)
     tooltip = VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
     return (
         panel(timeseries.Panel, title, why, *queries, unit=unit, w=w, h=h)
@@ -67,13 +64,23 @@ def lines(title: str, why: str, *queries: Any, unit: str, w: int = 12, h: int = 
         .show_points(common.VisibilityMode.NEVER)
         .axis_soft_min(0)
         .tooltip(tooltip.sort(common.SortOrder.DESCENDING))
-        .legend(legend.calcs(["lastNotNull"]))
+        .legend(_legend().calcs(["lastNotNull"]))
     )
+
+
+def names_only(made: Panel) -> Panel:
+    """Many series: with their last values, the legend would not fit."""
+    return made.legend(_legend())
+
+
+def _legend() -> VizLegendOptions:
+    listed, bottom = common.LegendDisplayMode.LIST, common.LegendPlacement.BOTTOM
+    return VizLegendOptions().display_mode(listed).placement(bottom).show_legend(True)
 
 
 def stacked(made: Panel, *, bars: bool = False) -> Panel:
     style = StackingConfig().mode(common.StackingMode.NORMAL).group("A")
-    made = made.stacking(style).fill_opacity(60)
+    made = names_only(made.stacking(style).fill_opacity(60))
     return made.draw_style(common.GraphDrawStyle.BARS) if bars else made
 
 
@@ -143,7 +150,7 @@ def by_plan(made: Panel) -> Panel:
     """Series named as plans in their shades."""
     for plan in PLAN_CODES:
         made = made.override_by_name(str(plan), [_colour(plan_colour(plan))])
-    return made
+    return names_only(made) if isinstance(made, timeseries.Panel) else made
 
 
 def quantiles(title: str, why: str, metric: str, *, w: int = 8, h: int = 8) -> Panel:
