@@ -60,3 +60,11 @@ def test_ports_of_metrics_pages_reach_the_replicas() -> None:
     assert replica_options(AppConfig(metrics_port=9101)).metrics_port == 9101
     with pytest.raises(ConfigError, match="metrics_port"):
         AppConfig(metrics_port=65536)
+
+
+@pytest.mark.parametrize(
+    "given", ["--log-level info --name 'a b'", ["--log-level", "info", "--name", "a b"]]
+)
+def test_arguments_of_sglang_are_written_as_in_a_shell_or_a_list(given: object) -> None:
+    config = AppConfig.model_validate({"sglang_args": given})
+    assert config.sglang_args == ("--log-level", "info", "--name", "a b")
