@@ -61,8 +61,8 @@ class DecoderState:
         """Counts one plan's part of a step, and `share` of the step's seconds for it."""
         kept = sum(step.yields)
         tally = self.tallies[step.plan]
-        tally.seconds += step.seconds * share
         tally.committed += kept
+        tally.add_time(step.seconds * share, kept, is_pure=step.is_pure)
         self.totals.generated_tokens += kept
         with self._lock:
             self.governor.observe(step, self.clock())
