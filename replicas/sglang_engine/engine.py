@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -263,4 +264,7 @@ def commits(chunk: Chunk) -> Iterator[tuple[Plan | None, list[int]]]:
     plans = chunk.details.get(PLAN_KEY) or [None] * len(chunk.token_ids)
     pairs = zip(plans, chunk.token_ids, strict=True)
     for plan, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
-        yield None if plan is None else Plan.parse(plan), [token for _, token in group]
+        yield None if plan is None else _plan(plan), [token for _, token in group]
+
+
+_plan = lru_cache(maxsize=256)(Plan.parse)  # requests may bring thresholds of their own
