@@ -7,6 +7,7 @@ Callable from any thread.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from replicas.sglang_engine.protocol import (
     read_report,
     write_schedule,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,7 @@ class Reports:
             written = (self.directory / REPORT_FILE).stat().st_mtime_ns
             if self._read is None or self._read[0] != written:
                 report = read_report(self.directory)
-                self._note_changes(self._read and self._read[1], report)
+                self._note(self._read and self._read[1], report)
                 self._read = None if report is None else (written, report)
         except FileNotFoundError:
             self._read = None
@@ -185,11 +188,15 @@ class Reports:
             raise EngineStopped(f"the plugin's report cannot be understood: {error}") from error
         return None if self._read is None else self._read[1]
 
-    def _note_changes(self, before: PluginReport | None, after: PluginReport | None) -> None:
+    def _note(self, before: PluginReport | None, after: PluginReport | None) -> None:
+        """What is new in a report: changes of plan, and a schedule that was not taken."""
+        if after is None:
+            return
         known = Totals() if before is None else Totals().plus(before)
-        if after is not None:
-            for change in Totals().plus(after).switches - known.switches:
-                self._changed_at[change] = after.written_at
+        for change in Totals().plus(after).switches - known.switches:
+            self._changed_at[change] = after.written_at
+        if after.refusal is not None and (before is None or before.refusal != after.refusal):
+            _log.error("the plugin did not take the last schedule: %s", after.refusal)
 
 
 def add(left: PlanCounters, right: PlanCounters) -> PlanCounters:
