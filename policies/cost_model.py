@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
 from policies.change_detector import ChangeDetector
@@ -85,6 +86,16 @@ class _Timing:
         return ordered[len(ordered) // 2]
 
 
+class _Row(NamedTuple):
+    """All that is multiplied out of a plan; `correction` holds where no bucket has its own."""
+
+    plan: Plan
+    tokens: float
+    hard_tokens: float
+    corrections: Mapping[int, float]
+    correction: float
+
+
 class CostModel:
     """Predicts, and is corrected by what happened. Invariant: every prediction is positive."""
 
@@ -97,12 +108,13 @@ class CostModel:
         self._timings: dict[Plan, dict[int, _Timing]] = {plan: {} for plan in worth.plans}
         self._corrections: dict[Plan, dict[int, float]] = {}
         self._general: dict[Plan, float] = {}
+        self._rows: list[_Row] = []
         self._rounds: dict[int, list[float]] = {}
         self._diffused: dict[int, list[float]] = {}
         self._remembered: dict[tuple[int, int], Values] = {}
         self._revised_at = now
         self._has_news = False
-        self._revise_corrections()
+        self._renew()
 
     # -- learning -------------------------------------------------------------------------------
 
@@ -115,8 +127,7 @@ class CostModel:
             self._timings.setdefault(plan, {})
         self.acceptance = self.acceptance.with_prior(worth.chances)
         self._yields = self.acceptance.yields()
-        self._revise_corrections()
-        self._remembered.clear()
+        self._renew()
 
     def observe(self, step: StepObservation, now: float) -> None:
         """Counts one step; estimates follow within `REFRESH_S`."""
@@ -145,8 +156,7 @@ class CostModel:
         self._has_news = False
         self._revise_acceptance(elapsed_s, now)
         self._revise_diffusion()
-        self._revise_corrections()
-        self._remembered.clear()
+        self._renew()
 
     def last_timed_at(self, plan: Plan, sequences: float) -> float:
         """When a pure step of the plan was last timed at about this batch size."""
@@ -198,24 +208,25 @@ class CostModel:
     # -- the parts ------------------------------------------------------------------------------
 
     def _values(self, sequences: int, bucket: int) -> Values:
-        worth, limit = self.worth, self.worth.profile.max_positions
-        profiled = profiled_steps(worth.profile, sequences, bucket)
-        yields, hard = self._yields.by_plan, self._yields.hard_by_plan
-        batch = batch_bucket(sequences)
+        profile, limit_s = self.worth.profile, self.worth.tpot_limit_s
+        most = math.inf if profile.max_positions is None else profile.max_positions
+        steps, batch = profiled_steps(profile, sequences, bucket), batch_bucket(sequences)
         by_plan: dict[Plan, float] = {}
         tpot: dict[Plan, float] = {}
-        for plan in worth.plans:
-            if limit is not None and plan != AR and sequences * plan.block_length > limit:
+        best, most_worth = AR, 0.0
+        for plan, tokens, hard_tokens, corrections, correction in self._rows:
+            if sequences * plan.block_length > most and plan != AR:
                 continue
-            at = self._corrections.get(plan)
-            factor = at.get(batch, self._general[plan]) if at else self._general[plan]
-            step_s = profiled[plan] * factor
-            by_plan[plan] = sequences * yields[plan] / step_s
-            tpot[plan] = step_s / hard[plan]
-        within = frozenset(by_plan)
-        if worth.tpot_limit_s is not None:
-            within = frozenset(p for p, s in tpot.items() if s <= worth.tpot_limit_s)
-            within = within or frozenset((min(tpot, key=tpot.__getitem__),))
+            step_s = steps[plan] * corrections.get(batch, correction)
+            by_plan[plan] = value = sequences * tokens / step_s
+            if value > most_worth:
+                best, most_worth = plan, value
+            if limit_s is not None:
+                tpot[plan] = step_s / hard_tokens
+        if limit_s is None:
+            return Values(by_plan, best, frozenset(by_plan))
+        within = frozenset(p for p, s in tpot.items() if s <= limit_s)
+        within = within or frozenset((min(tpot, key=tpot.__getitem__),))
         return Values(by_plan, max(within, key=by_plan.__getitem__), within)
 
     def _time(self, step: StepObservation, now: float) -> None:
@@ -253,6 +264,16 @@ class CostModel:
         if self._diffused:
             self._diffused = {}
             self._yields = self.acceptance.yields()
+
+    def _renew(self) -> None:
+        """What the estimates say, laid out for one pass over the plans."""
+        self._revise_corrections()
+        tokens, hard = self._yields.by_plan, self._yields.hard_by_plan
+        self._rows = [
+            _Row(plan, tokens[plan], hard[plan], self._corrections[plan], self._general[plan])
+            for plan in self.worth.plans
+        ]
+        self._remembered.clear()
 
     def _revise_corrections(self) -> None:
         worth = self.worth

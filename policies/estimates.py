@@ -46,6 +46,8 @@ class Estimates:
     fleet: tuple[float, ...] | None = None
     context_length: float = USUAL_CONTEXT
     revised_at: float = 0.0
+    due_at: float = 0.0
+    """When the next revision is due; a fleet's are spread over the period."""
     drafted_at: float = 0.0
 
     @classmethod
@@ -66,16 +68,12 @@ class Estimates:
             fleet=fleet,
             context_length=min(MOST_CONTEXT, context_length(signals, USUAL_CONTEXT)),
             revised_at=now,
+            due_at=_due_at(signals.replica, now),
             drafted_at=now,
         )
 
     def is_of(self, profile: Profile) -> bool:
         return self.profile is profile or self.profile == profile
-
-    def is_due(self, replica: str, now: float) -> bool:
-        """Whether a revision's time has come; a fleet's revisions are spread over the period."""
-        phase = zlib.crc32(replica.encode()) / 2**32 * REVISE_S
-        return (now + phase) // REVISE_S > (self.revised_at + phase) // REVISE_S
 
     def load(self, signals: Signals, decoding: float) -> tuple[float, float]:
         """Sequences and the tokens they have cached, within what a replica can hold: signals may
@@ -118,8 +116,14 @@ class Estimates:
             fleet=self.fleet,
             context_length=length,
             revised_at=now,
+            due_at=_due_at(signals.replica, now),
             drafted_at=now if drafted else self.drafted_at,
         )
+
+
+def _due_at(replica: str, now: float) -> float:
+    phase = zlib.crc32(replica.encode()) / 2**32 * REVISE_S
+    return ((now + phase) // REVISE_S + 1.0) * REVISE_S - phase
 
 
 def with_fleet(known: Mapping[str, Estimates]) -> dict[str, Estimates]:

@@ -81,6 +81,20 @@ class GuardState:
     """When the signals were last all known, or the first decision."""
     cap: slo.Cap = field(default_factory=slo.Cap)
 
+    def copied(self) -> GuardState:
+        # In the order of the fields; `replace` takes three times as long, for every replica.
+        return GuardState(
+            self.schedule,
+            self.plan,
+            self.pin,
+            self.policy_state,
+            self.override,
+            self.pending,
+            self.changed_at,
+            self.known_at,
+            self.cap,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
@@ -109,7 +123,7 @@ class Guard:
     def decide(
         self, signals: Signals, state: GuardState | None, now: float
     ) -> tuple[Decision, GuardState]:
-        state = GuardState() if state is None else replace(state)
+        state = GuardState() if state is None else state.copied()
         unknown = self._unknown(signals)
         if unknown is None or state.known_at is None:
             state.known_at = now

@@ -18,7 +18,7 @@ from typing import Self
 from policies.acceptance import Acceptance
 from policies.cost_model import CostModel, Values
 from policies.decisions import Decision, Reason, Signals
-from policies.estimates import Estimates, context_length, with_fleet
+from policies.estimates import Estimates, with_fleet
 from policies.step_time import Profile
 from policies.threshold import DEFAULT_BANDS
 from policies.vocabulary import AR, Band, Mode, Plan, Schedule, all_plans
@@ -94,7 +94,7 @@ class Predictive:
             return Decision(schedule, Reason.HOLD_MISSING, "no step-time profile yet"), state
         if state is None or not state.known.is_of(profile):
             return self._begin(signals, profile, state, now)
-        if self.local and not state.known.is_due(signals.replica, now):
+        if self.local and now < state.known.due_at:
             return self._at_load(signals, state, now)
         decision, after = self._at_load(signals, self._revised(signals, state, now), now)
         if self.local and decision.reason.is_hold and after.schedule is not state.schedule:
@@ -135,14 +135,14 @@ class Predictive:
         decoding = signals.decoding.value
         if decoding is None:
             return Decision(state.schedule, Reason.HOLD_MISSING), state
-        values = state.known.values(signals, decoding)
+        sequences, tokens = state.known.load(signals, decoding)
+        values = state.known.model.values(round(sequences), tokens)
         if not self.local:
             return self._chosen_here(values, decoding, state, now)
         schedule = state.schedule
         plan = schedule.plan_at(decoding)
         reason = _reason(plan, decoding, state)
-        length = context_length(signals, state.known.context_length)
-        detail = f"{decoding:g} decoding, {length:.0f} tokens each"
+        detail = f"{decoding:g} decoding, {tokens / sequences:.0f} tokens each"
         decision = Decision(schedule, reason, detail, values.by_plan if decoding else {})
         if decoding == state.decoding and plan == state.plan:
             return decision, state

@@ -168,7 +168,10 @@ class Schedule:
 
     def plan_at(self, decoding: float) -> Plan:
         """The plan this schedule gives with `decoding` sequences, before hysteresis and dwell."""
-        return next(b.plan for b in self.bands if b.up_to is None or decoding <= b.up_to)
+        for band in self.bands:
+            if band.up_to is None or decoding <= band.up_to:
+                break
+        return band.plan
 
     def map_plans(self, change: Callable[[Plan], Plan]) -> Schedule:
         """The same schedule with every plan changed; neighbours that become equal are one band."""
