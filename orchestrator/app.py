@@ -16,6 +16,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import ApplicationStatusOverview
 
 from orchestrator.api import ApiSettings, build_api
 from orchestrator.app_config import AppConfig
@@ -132,7 +133,14 @@ def progress(config: AppConfig) -> Progress:
     ready = 0 if replicas is None else replicas.replica_states.get("RUNNING", 0)
     failed = known.status in ("DEPLOY_FAILED", "UNHEALTHY")
     is_running = known.status == "RUNNING"
-    return Progress(ready, config.num_replicas, is_running, known.message if failed else "")
+    failure = f"{known.message} {_cause(known)}".strip() if failed else ""
+    return Progress(ready, config.num_replicas, is_running, failure)
+
+
+def _cause(application: ApplicationStatusOverview) -> str:
+    """What a replica's constructor raised: the last line of what Serve says of the deployment."""
+    texts = (known.message.strip() for known in application.deployments.values())
+    return next((text.splitlines()[-1].strip() for text in texts if "Error" in text), "")
 
 
 def shut_down(*, is_own: bool) -> None:
