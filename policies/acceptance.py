@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan, all_plans
+from policies.vocabulary import AR, BLOCK_LENGTHS, Mode, Plan
 
 POSITIONS = BLOCK_LENGTHS[-1] - 1
 """Draft positions of the longest block."""
@@ -32,6 +32,13 @@ def default_hazards() -> tuple[float, ...]:
     """Chance that draft position i is accepted once those before it were, with nothing known."""
     survival = [sum(w * q**i for w, q in MIXTURE) for i in range(POSITIONS + 1)]
     return tuple(survival[i + 1] / survival[i] for i in range(POSITIONS))
+
+
+@cache
+def _block_plans() -> tuple[tuple[int, Plan, Plan], ...]:
+    return tuple(
+        (n, Plan(Mode.SELF_SPECULATION, n), Plan(Mode.DIFFUSION, n)) for n in BLOCK_LENGTHS
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +78,16 @@ class Acceptance:
         mean, square = survival[1], survival[2]
         hard = max(0.0, mean - HARD_DEVIATIONS * math.sqrt(max(0.0, square - mean * mean)))
         hard_blocks = {length: _geometric(hard, length) for length in BLOCK_LENGTHS}
-        by_plan = {plan: self._tokens(plan, blocks) for plan in all_plans()}
-        hard_by_plan = {plan: self._tokens(plan, hard_blocks) for plan in all_plans()}
-        return Yields(blocks, by_plan, hard_by_plan)
+        return Yields(blocks, self._by_plan(blocks), self._by_plan(hard_blocks))
 
-    def _tokens(self, plan: Plan, drafts: Mapping[int, float]) -> float:
-        if plan.mode is Mode.AR:
-            return 1.0
-        drafted = drafts[plan.block_length]
-        if plan.mode is Mode.SELF_SPECULATION:
-            return drafted
-        return max(DIFFUSION_FLOOR, 1.0 + self.diffusion[plan.block_length] * (drafted - 1.0))
+    def _by_plan(self, drafts: Mapping[int, float]) -> dict[Plan, float]:
+        tokens = {AR: 1.0}
+        for length, self_speculation, diffusion in _block_plans():
+            drafted = drafts[length]
+            tokens[self_speculation] = drafted
+            gained = self.diffusion[length] * (drafted - 1.0)
+            tokens[diffusion] = max(DIFFUSION_FLOOR, 1.0 + gained)
+        return tokens
 
     def after(
         self,
