@@ -150,9 +150,17 @@ class Load:
 
     async def _operator(self) -> None:
         await asyncio.sleep(PINNED[0] * self._seconds)
-        names = [row["replica"] for row in (await self._http.get("/control/v1/replicas")).json()]
+        ends, is_pinned = time.monotonic() + 30, False
+        while not is_pinned and time.monotonic() < ends:  # a busy machine may refuse at first
+            with suppress(httpx.HTTPError):
+                await self._pin()
+                is_pinned = True
+
+    async def _pin(self) -> None:
+        replicas = (await self._http.get("/control/v1/replicas")).raise_for_status().json()
         ttl_s = (PINNED[1] - PINNED[0]) * self._seconds
-        order = {"plan": "diffusion/8", "replica": min(names), "ttl_s": ttl_s}
+        name = min(row["replica"] for row in replicas)
+        order = {"plan": "diffusion/8", "replica": name, "ttl_s": ttl_s}
         (await self._http.post("/control/v1/pin", json=order)).raise_for_status()
 
 
