@@ -38,6 +38,7 @@ ANSWER_S = 600.0
 REPORT_S = 20.0
 SLOTS = 8
 """Requests that decode together."""
+POOL_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def launch(
     arguments = [
         *("--model-path", str(model), "--host", "127.0.0.1", "--port", "{port}"),
         *("--skip-tokenizer-init", "--skip-server-warmup", "--log-level", "warning"),
-        *("--max-total-tokens", "16384", "--max-running-requests", str(SLOTS)),
+        *("--max-total-tokens", str(POOL_TOKENS), "--max-running-requests", str(SLOTS)),
         *cpu_flags(),
         *(["--disable-overlap-schedule"] if stock else launch_flags()),
         *flags,

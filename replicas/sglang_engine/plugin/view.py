@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -22,10 +23,16 @@ class SchedulerView(Protocol):
     def kv_tokens_total(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
 class NothingYet:
     """Before the first request the plugin has not met the scheduler, which then holds nothing."""
 
-    decoding = prefilling = waiting = context_tokens = kv_tokens_used = kv_tokens_total = 0
+    kv_tokens_total: int = 0
+    decoding: int = 0
+    prefilling: int = 0
+    waiting: int = 0
+    context_tokens: int = 0
+    kv_tokens_used: int = 0
 
 
 class LiveScheduler:

@@ -24,7 +24,7 @@ from replicas.sglang_engine.plugin.control import Reporter, ScheduleFile, contro
 from replicas.sglang_engine.plugin.forwards import Forwards
 from replicas.sglang_engine.plugin.requests import record_plans, sequence_of
 from replicas.sglang_engine.plugin.state import DecoderState
-from replicas.sglang_engine.plugin.view import LiveScheduler
+from replicas.sglang_engine.plugin.view import LiveScheduler, NothingYet
 from replicas.torch_engine.batch import Rows
 from replicas.torch_engine.modes import MODES, DecodeMode, Group
 from replicas.torch_engine.modes.base import RoundResult
@@ -89,6 +89,15 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         if name == "_target_worker":
             raise AttributeError(name)
         return getattr(self._target_worker, name)
+
+    def alloc_memory_pool(
+        self,
+        memory_pool_config: Any = None,
+        req_to_token_pool: Any = None,
+        token_to_kv_pool_allocator: Any = None,
+    ) -> None:
+        super().alloc_memory_pool(memory_pool_config, req_to_token_pool, token_to_kv_pool_allocator)
+        self.state.scheduler = NothingYet(token_to_kv_pool_allocator.size)
 
     def meet(self, scheduler: Any) -> None:
         """Shows the worker its scheduler, which is made after it."""

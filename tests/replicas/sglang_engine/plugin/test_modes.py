@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 import pytest
 
-from benchmarks.sglang_server import SLOTS, Answer, Ask, Served
+from benchmarks.sglang_server import POOL_TOKENS, SLOTS, Answer, Ask, Served
 from policies.vocabulary import AR, Mode, Plan, Quality
 from replicas.engine import SamplingParams
 from replicas.tiny import CHECKPOINT
@@ -50,6 +50,11 @@ def switches(served: Served) -> int:
 
 def modes_of(answers: list[Answer]) -> set[Mode]:
     return {plan.mode for answer in answers for plan in answer.plans if plan is not None}
+
+
+def test_a_server_reports_before_its_first_request(served: Served) -> None:
+    report = served.fresh_report()
+    assert (report.decoding, report.kv_tokens_used, report.kv_tokens_total) == (0, 0, POOL_TOKENS)
 
 
 def test_stock_sglang_and_the_embedded_engine_agree(
