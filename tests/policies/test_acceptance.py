@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.acceptance import POSITIONS, Acceptance, pooled
@@ -113,6 +113,7 @@ def test_pooled_estimates_weigh_by_evidence():
 COUNTS = st.lists(st.floats(0, 1e6), min_size=1, max_size=33)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(BLOCK_LENGTHS), COUNTS), st.floats(0, 1e4))
 def test_whatever_is_counted_chances_are_chances_and_longer_blocks_yield_no_less(found, elapsed_s):
     learned = Acceptance().after(found, elapsed_s)

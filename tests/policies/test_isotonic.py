@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.isotonic import isotonic
@@ -19,6 +19,7 @@ def test_a_fall_becomes_the_weighted_mean_of_its_neighbours():
     assert isotonic([1.0, 5.0, 2.0], [1, 1, 2]) == [1.0, 3.0, 3.0]
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_the_fit_never_falls_and_keeps_the_weighted_sum(pairs):
     values, weights = zip(*pairs, strict=True)

@@ -107,7 +107,7 @@ RULES = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(POLICIES, RULES, TICKS)
 def test_every_policy_stays_within_the_rules_whatever_the_signals_say(policy, rules, ticks):
     guard, state, now, last = Guard(policy, rules), None, 0.0, None

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.step_time import (
@@ -22,6 +22,7 @@ from tests.policies.synthetic import H100, SPEC_8
 PLANS = st.sampled_from(all_plans())
 
 
+@settings(deadline=None)
 @given(PLANS, st.integers(1, 500), st.integers(1, 500), st.floats(0, 1e6), st.floats(0, 1e6))
 def test_more_sequences_or_more_context_never_make_a_step_shorter(plan, less, more, few, many):
     (less, more), (few, many) = sorted((less, more)), sorted((few, many))
