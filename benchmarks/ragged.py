@@ -3,7 +3,7 @@
     python -m benchmarks.ragged [--quick] [--json FILE]
 
 Half of the requests are easy (the demo model accepts nearly all it drafts), half are hard (stories,
-sampled at temperature 1), in a closed loop. One plan for all is compared with one plan for each
+of which it accepts a third), in a closed loop. One plan for all is compared with one plan for each
 class, by request, which is what an engine that knew every request's acceptance could do at best:
 a step then holds rows of two widths, in one packed forward for the drafts and one for the rest.
 
@@ -54,17 +54,7 @@ FINALISTS = 2
 MAX_TOKENS = 160
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Requests of one class."""
-
-    prompts: tuple[tuple[int, ...], ...]
-    temperature: float
-
-    def request(self, index: int, plan: Plan) -> Request:
-        prompt = self.prompts[index // 2 % len(self.prompts)]
-        sampling = SamplingParams(MAX_TOKENS, temperature=self.temperature, seed=index)
-        return Request(str(index), prompt, sampling, plan=plan)
+Prompts = tuple[tuple[int, ...], ...]
 
 
 @dataclass(slots=True)
@@ -88,7 +78,9 @@ class Window:
 class Contender:
     """A closed loop whose easy and hard requests each have a plan."""
 
-    def __init__(self, model: Model, kinds: Sequence[Kind], level: int, plans: tuple[Plan, Plan]):
+    def __init__(
+        self, model: Model, kinds: Sequence[Prompts], level: int, plans: tuple[Plan, Plan]
+    ):
         self.plans = plans
         self._kinds = kinds
         self._engine = TorchEngine(model, None, limits_for([level]))
@@ -132,8 +124,10 @@ class Contender:
             self._submit()
 
     def _submit(self) -> None:
-        kind = self._next % 2
-        self._engine.submit(self._kinds[kind].request(self._next, self.plans[kind]))
+        round_, kind = divmod(self._next, 2)
+        prompts, plan = self._kinds[kind], self.plans[kind]
+        prompt = prompts[round_ % len(prompts)]
+        self._engine.submit(Request(str(self._next), prompt, SamplingParams(MAX_TOKENS), plan=plan))
         self._next += 1
 
 
@@ -182,7 +176,7 @@ class Settings:
     slice_s: float
 
 
-def measure_level(model: Model, kinds: Sequence[Kind], sequences: int, how: Settings) -> Level:
+def measure_level(model: Model, kinds: Sequence[Prompts], sequences: int, how: Settings) -> Level:
     level = Level(sequences)
     both = product(PLANS, PLANS)
     pairs = [(easy, hard) for easy, hard in both if hard.block_length < easy.block_length]
@@ -269,10 +263,9 @@ def _figures(how: Settings, levels: Sequence[Level]) -> dict[str, Any]:
     }
 
 
-def _kinds(checkpoint: Checkpoint) -> tuple[Kind, Kind]:
-    easy = held_out_mix(checkpoint, 40, tasks=EASY_TASKS).prompts
-    hard = held_out_mix(checkpoint, 40, tasks=HARD_TASKS).prompts
-    return Kind(easy, 0.0), Kind(hard, 1.0)
+def _kinds(checkpoint: Checkpoint) -> tuple[Prompts, Prompts]:
+    easy, hard = (held_out_mix(checkpoint, 40, tasks=tasks) for tasks in (EASY_TASKS, HARD_TASKS))
+    return easy.prompts, hard.prompts
 
 
 def main(arguments: list[str] | None = None) -> None:
