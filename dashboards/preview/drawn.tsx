@@ -5,7 +5,7 @@ import { Mark, settings, start, theme } from './data';
 
 type Drawn = { frames: any[]; width: number; height: number; panel: any; marks: Mark[] };
 const GREY = theme.colors.text.secondary;
-const clock = (at: number) => dateTime(at * 1000).format('HH:mm');
+const clock = (at: number) => dateTime(at * 1000).format(settings.span < 1800 ? 'HH:mm:ss' : 'HH:mm');
 
 function Times({ left, width, y, count = 7 }: { left: number; width: number; y: number; count?: number }) {
   return (
