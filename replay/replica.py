@@ -27,7 +27,7 @@ from replay.counters import Counters
 from replay.random_pool import Pool
 from replay.world import World
 
-CHUNK_S = 0.1  # longest time for which a plan runs unasked
+CHUNK_S = 0.2  # longest time for which a plan runs unasked
 MAX_DRAWN = 2048  # rows times steps of one chunk
 PREFILL_TOKENS = 8192  # of one prefill step; a longer prompt is one step
 PROBED_BLOCK_TOKENS = 2.0  # a forward: what a diffusion probe takes to finish its block
