@@ -6,7 +6,9 @@ Benchmarks and tests of the plugin use it; a replica has `replicas.sglang_engine
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -106,6 +108,17 @@ class Served:
             return json.loads(text)
         except ValueError:
             return text.decode()
+
+    def scheduler_cpu_s(self) -> float:
+        """CPU time of the process that decodes, which others on the machine do not stretch."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                title = (folder / "cmdline").read_bytes()
+                is_ours = os.getsid(int(folder.name)) == self.server.pid
+                if is_ours and title.startswith(b"sglang::scheduler"):
+                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        raise LookupError(f"server {self.server.pid} has no scheduler process")
 
     def flush_cache(self) -> None:
         """Empties the prefix cache, which SGLang does only once it has seen that it is idle."""
