@@ -27,6 +27,9 @@ LEAVING_AR = 1.5
 in steady self-speculation, where the hard ones stay longer, so what a probe promises is too much
 (reference: residence bias, docs/decisions/0003)."""
 DWELL_STEPS, DWELL_SWITCHES = 10, 20  # the dwell in steps, and in costs of a change
+AFTER_CHANGE, CALM_S = 3.0, 10.0
+"""More times the hysteresis right after a change, fading: a load that swings between two plans of
+near worth changes seldom, a large gain is taken at once."""
 RENT = 4.0  # costs of a change that must have been lost by staying
 LONGEST_GAP_S = 1.0  # of the time between two picks counts: an engine may have been idle
 PROBE_GAP_S = 0.05  # between two looks for something to probe
@@ -66,6 +69,7 @@ class WorthRule:
     _distrusted_until: float = -math.inf
     _is_queueing: bool = False
     _has_changed: bool = False
+    _changed_at: float = -math.inf
 
     @classmethod
     def of(cls, worth: Worth, now: float) -> WorthRule:
@@ -98,12 +102,14 @@ class WorthRule:
         # Rent until the rent has paid for the purchase, several times over: what is lost by
         # staying is small, and a load that swings would have the plan follow every swing.
         self._lost_s += gain * since_s
+        calm = math.exp((self._changed_at - now) / CALM_S)
         hysteresis = self.worth.hysteresis * (LEAVING_AR if current == AR else 1.0)
+        hysteresis *= 1.0 + AFTER_CHANGE * calm
         return best if gain > hysteresis and self._lost_s >= RENT * self.switch_s else current
 
     def changed(self) -> None:
         """The governor has changed the plan."""
-        self._lost_s, self._has_changed = 0.0, True
+        self._lost_s, self._has_changed, self._changed_at = 0.0, True, self._picked_at
 
     def dwell_s(self, current: Plan, decoding: int, context_tokens: int) -> float:
         """Shortest stay in a plan: some steps, and long against what a change costs."""
