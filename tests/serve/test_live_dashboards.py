@@ -86,7 +86,8 @@ def _marks(incident: Incident, annotation: Json) -> list[float]:
     begin, end = incident.pins[0][0], incident.pins[-1][1]
     step_s = int(annotation["step"].removesuffix("s"))
     values = Queries(incident.watcher, step_s=step_s).values
-    window = {"start": begin, "end": end + step_s, "step": step_s}
+    # Two steps more, so that one of them lies after the scrape of the last switch.
+    window = {"start": begin, "end": end + 2 * step_s, "step": step_s}
     expr = promql.substitute(annotation["expr"], values)
     marks: list[float] = []
     for row in incident.watcher.api("query_range", query=expr, **window)["result"]:
