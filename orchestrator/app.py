@@ -37,6 +37,7 @@ def build_app(args: AppConfig) -> Application:
 
 def bind(args: AppConfig, options: ReplicaOptions) -> Application:
     """`build_app` with other options for the replicas."""
+    args.make_guard()  # a wrong policy is refused here, not in the controller's third start
     controller = ControllerDeployment.bind(args)
     deployment = ReplicaDeployment.options(
         num_replicas=args.num_replicas,

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- tree -->\n```\n", "```\n<!-- /tree -->"
-PACKAGES = ("policies", "replicas", "orchestrator", "dashboards", "benchmarks")
+PACKAGES = ("policies", "replicas", "replay", "orchestrator", "dashboards", "benchmarks")
 COLUMN = 34
 
 
