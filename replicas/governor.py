@@ -70,8 +70,10 @@ class Governor:
 
     @property
     def predicted(self) -> Mapping[Plan, float]:
-        """Tokens/s of every plan at the load of the last pick."""
-        return {} if self._rule is None else self._rule.predicted
+        """Tokens/s of every plan at the load of the last pick; empty under bands and pins."""
+        if self._rule is None or self.schedule.worth is None:
+            return {}
+        return self._rule.predicted
 
     @property
     def distrusts(self) -> int:

@@ -46,13 +46,19 @@ def fingerprint(core: TorchEngine, model: str) -> Fingerprint:
     folder = Path(model)
     name = "tiny" if folder == CHECKPOINT else folder.name if folder.is_dir() else model
     graphs = ", CUDA graphs" if core.captures_graphs else ""
-    version = importlib.metadata.version("trimode")
     return Fingerprint(
         hardware=_hardware(core.model.device),
         model=f"{name} {hashlib.sha256(config).hexdigest()[:8]}",
         dtype=str(core.model.dtype).removeprefix("torch."),
-        engine=f"torch {torch.__version__}, trimode {version}{graphs}",
+        engine=f"torch {torch.__version__}, trimode {_version()}{graphs}",
     )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("trimode")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a checkout
 
 
 def default_budget_s(core: TorchEngine) -> float:
