@@ -50,18 +50,21 @@ class Load:
 
 
 def loads(bounds: Bounds) -> list[Load]:
-    """Coarse and short first: batches in steps of four, then those between, at longer contexts
-    later."""
+    """Small and coarse first: batches in steps of four and contexts in steps of eight, so that a
+    short survey sees both grow; then the batches between."""
     longest = bounds.max_context_tokens - ROOM
     lengths = [length for length in CONTEXTS if length <= longest] or [max(1, longest // 2)]
     if longest >= 2 * lengths[-1]:
         lengths.append(longest)
     powers = [2**i for i in range(1 + int(math.log2(bounds.max_sequences)))]
-    coarse, between = powers[::2], sorted({*powers[1::2], bounds.max_sequences} - {*powers[::2]})
-    turns = [(float(i), coarse, length) for i, length in enumerate(lengths)]
-    turns += [(i + 1.5, between, length) for i, length in enumerate(lengths)]
-    turns.sort(key=lambda turn: turn[0])
-    return [Load(n, length) for _, batch, length in turns for n in batch]
+    between = sorted({*powers[1::2], bounds.max_sequences} - {*powers[::2]})
+    ranked = [
+        (i + j, n, length) for i, n in enumerate(powers[::2]) for j, length in enumerate(lengths)
+    ]
+    ranked += [
+        (i + j + 2, n, length) for i, n in enumerate(between) for j, length in enumerate(lengths)
+    ]
+    return [Load(n, length) for _, n, length in sorted(ranked)]
 
 
 class Meter:

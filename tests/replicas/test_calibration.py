@@ -124,7 +124,7 @@ def test_too_slow_plans_are_left_to_the_curve() -> None:
 
 def test_loads_are_coarse_first_and_within_the_bounds() -> None:
     order = loads(Bounds(24, 2048, 512, range(3, 50)))
-    assert order[:3] == [Load(1, 64), Load(4, 64), Load(16, 64)]
+    assert order[:4] == [Load(1, 64), Load(1, 512), Load(4, 64), Load(1, 1792)]
     assert len(order) == len(set(order))
     assert {load.sequences for load in order} == {1, 2, 4, 8, 16, 24}
     assert max(load.length for load in order) < 2048
