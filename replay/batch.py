@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from policies.vocabulary import Mode, Plan
 from replay.random_pool import Pool
-from replay.traffic import DIFFUSED, SPREAD, expected_tokens
+from replay.traffic import Kinds
 
 Ints = npt.NDArray[np.int64]
 
@@ -44,13 +44,13 @@ class Draw:
 class Batch:
     """Invariant: every row has at least one token left."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, kinds: Kinds) -> None:
+        self.kinds = kinds
         self.requests: list[Request] = []
         self.context = 0
         """Cached tokens of all rows together."""
         self._remaining = np.zeros(limit, dtype=np.int64)
         self._classes = np.zeros(limit, dtype=np.int64)
-        self._spread = np.zeros(limit)
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -60,13 +60,13 @@ class Batch:
         row = len(self.requests)
         self.requests.append(request)
         self._remaining[row] = request.output - 1
-        self._classes[row], self._spread[row] = kind, SPREAD[kind]
+        self._classes[row] = kind
         self.context += request.prompt + 1
 
     def expected_tokens(self, plan: Plan) -> float:
         """Of one step, by one who knows every sequence."""
         rows = len(self.requests)
-        return expected_tokens(plan, self._classes[:rows], self._remaining[:rows])
+        return self.kinds.expected_tokens(plan, self._classes[:rows], self._remaining[:rows])
 
     def shortest(self) -> int:
         """Tokens that the row with the fewest has left."""
@@ -77,15 +77,16 @@ class Batch:
         if plan.mode is Mode.AR:
             shortest = self.shortest()
             return Draw(min(steps, shortest), shortest <= steps)
-        rows = len(self.requests)
+        rows, length = len(self.requests), plan.block_length
+        classes = self._classes[:rows]
         if plan.mode is Mode.SELF_SPECULATION:
             drawn = pool.exponentials(steps * rows).reshape(steps, rows)
-            kept = (drawn * self._spread[:rows]).astype(np.int64)
+            kept = (drawn * self.kinds.spread[length][classes]).astype(np.int64)
             kept += 1
-            np.minimum(kept, plan.block_length, out=kept)
+            np.minimum(kept, length, out=kept)
         else:
             drawn = pool.uniforms(steps * rows).reshape(steps, rows)
-            kept = (drawn + DIFFUSED[plan.block_length][self._classes[:rows]]).astype(np.int64)
+            kept = (drawn + self.kinds.diffused[length][classes]).astype(np.int64)
         return self._until_finish(kept)
 
     def _until_finish(self, kept: Ints) -> Draw:
@@ -117,7 +118,7 @@ class Batch:
     def _remove(self, row: int) -> Request:
         """From the last row to the first, so that the one that moves up is never to be removed."""
         request, last = self.requests[row], len(self.requests) - 1
-        for column in (self._remaining, self._classes, self._spread):
+        for column in (self._remaining, self._classes):
             column[row] = column[last]
         self.requests[row] = self.requests[last]
         self.requests.pop()

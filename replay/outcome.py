@@ -101,15 +101,15 @@ def summarise(
     prefill_s = sum(replica.prefill_s for replica in replicas)
     return Outcome(
         label=label,
-        tokens_per_s=tokens / seconds,
+        tokens_per_s=tokens / max(1e-9, seconds),
         submitted=submitted,
         requests=finished,
         tokens=tokens,
-        switches_per_minute=changes / len(replicas) / (seconds / 60.0),
+        switches_per_minute=changes / len(replicas) / max(1e-9, seconds / 60.0),
         time_in_plan={plan: s / decoding_s for plan, s in by_plan.items() if s > 0},
         probe_share=sum(sum(g.probes.values()) for g in governors) / steps,
         distrusts=sum(g.distrusts for g in governors),
         mean_batch=float(total[:, SEQUENCE_STEPS].sum()) / steps,
-        prefill_share=prefill_s / (prefill_s + decoding_s),
+        prefill_share=prefill_s / max(1e-9, prefill_s + decoding_s),
         audits=[c for c in choosers if isinstance(c, Audited)],
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -25,6 +24,7 @@ from policies.vocabulary import Mode, Plan
 from replay.batch import Batch, Draw, Request
 from replay.counters import Counters
 from replay.random_pool import Pool
+from replay.traffic import Requests
 from replay.world import World
 
 CHUNK_S = 0.2  # longest time for which a plan runs unasked
@@ -61,21 +61,21 @@ class Chunk:
 
 
 class Replica:
-    """`class_of` says how well a request's drafts are accepted, at the time of its admission."""
+    """`traffic` says how well a request's drafts are accepted, at the time of its admission."""
 
     def __init__(
         self,
         name: str,
         world: World,
         chooser: Chooser,
-        class_of: Callable[[int, float], int],
+        traffic: Requests,
         seed: tuple[int, ...],
         *,
         prefills: bool,
     ) -> None:
         self.name, self.world, self.chooser, self.prefills = name, world, chooser, prefills
         self.counters = Counters()
-        self.batch = Batch(world.truth.max_sequences)
+        self.batch = Batch(world.truth.max_sequences, traffic.kinds)
         self.waiting: deque[Request] = deque()
         self.finished: list[Request] = []
         """Since somebody last took them."""
@@ -83,7 +83,7 @@ class Replica:
         self.version = 0
         """Of the event that is due next; an older one is void."""
         self.prefill_s = 0.0
-        self._class_of = class_of
+        self._class_of = traffic.class_of
         self._pool = Pool(seed)
         self._chunk: Chunk | None = None
         self._prefilling: list[Request] = []

@@ -26,7 +26,7 @@ from replay.load import GRID_S, ClosedLoop, OpenLoop
 from replay.oracle import Oracle
 from replay.outcome import Outcome, summarise
 from replay.replica import Chooser, Replica
-from replay.traffic import Traffic
+from replay.traffic import Requests
 from replay.world import World
 
 DRAIN_S = 600.0  # after the last arrival, for what is still in flight
@@ -39,7 +39,7 @@ class Setting:
     load: OpenLoop | ClosedLoop
     profile: Profile
     world: World
-    traffic: Traffic
+    traffic: Requests
     replicas: int = 1
     prefills: bool = True
     allowed: frozenset[Plan] = frozenset(plan for plan in all_plans() if plan.is_exact)
@@ -163,7 +163,7 @@ class _Simulation:
                 f"replica-{index}",
                 setting.world,
                 chooser,
-                setting.traffic.class_of,
+                setting.traffic,
                 (setting.seed, index),
                 prefills=setting.prefills,
             )

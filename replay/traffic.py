@@ -6,7 +6,9 @@ and regimes follow each other. A request keeps the class it had when it was admi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,33 +33,56 @@ DIFFUSION_TOKENS = {32: 2.75, 16: 2.6, 8: 2.3, 4: 1.75}
 """Tokens a forward in the mid regime. 32: between 2.57 and 3 published; shorter ones assumed."""
 MID_ACCEPTED = 5.16  # drafted tokens accepted a round in the mid regime, block 32
 
-BLOCK_TOKENS = np.array(
-    [[sum(q**i for i in range(n)) for n in range(BLOCK_LENGTHS[-1] + 1)] for q in CHANCES]
-)
-"""[class, positions]: tokens a round yields on average."""
-SPREAD = np.array([-1.0 / np.log(q) for q in CHANCES])
-"""[class]: an exponential variable times this, rounded down, is a number of accepted drafts."""
+LONGEST = BLOCK_LENGTHS[-1]
 
 
-def diffusion_tokens(block_length: int) -> npt.NDArray[np.float64]:
-    """Tokens a forward by class."""
-    accepted = BLOCK_TOKENS[:, -1] - 1.0
+class Kinds:
+    """How well classes of requests are accepted: `chances[block_length][class]` a draft position.
+
+    Arrays by block length: `spread[class]` times an exponential variable, rounded down, is a number
+    of accepted drafts; `tokens[class, n]` is what a round over n positions yields on average;
+    `diffused[class]` what a forward of diffusion does.
+    """
+
+    def __init__(self, chances: Mapping[int, Sequence[float]]) -> None:
+        self.spread = {length: -1.0 / np.log(np.array(qs)) for length, qs in chances.items()}
+        self.tokens = {length: _round_tokens(qs) for length, qs in chances.items()}
+        accepted = self.tokens[LONGEST][:, LONGEST] - 1.0
+        self.diffused = {length: _diffused(length, accepted) for length in chances}
+
+    def expected_tokens(
+        self, plan: Plan, classes: npt.NDArray[np.int64], remaining: npt.NDArray[np.int64]
+    ) -> float:
+        """Of one step of the plan over these sequences, none more than it has left."""
+        if plan.mode is Mode.AR:
+            return float(len(classes))
+        length = plan.block_length
+        if plan.mode is Mode.SELF_SPECULATION:
+            return float(self.tokens[length][classes, np.minimum(remaining, length)].sum())
+        return float(np.minimum(self.diffused[length][classes], remaining).sum())
+
+
+def _round_tokens(chances: Sequence[float]) -> npt.NDArray[np.float64]:
+    return np.array([[sum(q**i for i in range(n)) for n in range(LONGEST + 1)] for q in chances])
+
+
+def _diffused(block_length: int, accepted: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     tokens = 1.0 + (DIFFUSION_TOKENS[block_length] - 1.0) * accepted / MID_ACCEPTED
-    return np.maximum(DIFFUSION_FLOOR, np.minimum(tokens, block_length / 2.0))
+    return np.clip(tokens, DIFFUSION_FLOOR, block_length / 2.0)
 
 
-DIFFUSED = {length: diffusion_tokens(length) for length in BLOCK_LENGTHS}
+KINDS = Kinds(dict.fromkeys(BLOCK_LENGTHS, CHANCES))
 
 
-def expected_tokens(
-    plan: Plan, classes: npt.NDArray[np.int64], remaining: npt.NDArray[np.int64]
-) -> float:
-    """Tokens that one step of the plan yields over these sequences, none more than it has left."""
-    if plan.mode is Mode.AR:
-        return float(len(classes))
-    if plan.mode is Mode.SELF_SPECULATION:
-        return float(BLOCK_TOKENS[classes, np.minimum(remaining, plan.block_length)].sum())
-    return float(np.minimum(DIFFUSED[plan.block_length][classes], remaining).sum())
+class Requests(Protocol):
+    """What replicas must know of requests that policies do not."""
+
+    @property
+    def kinds(self) -> Kinds: ...
+
+    def class_of(self, number: int, now: float) -> int:
+        """The class of the request with this number, admitted at `now`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +92,7 @@ class Traffic:
     seed: int
     order: tuple[str, ...] = DEFAULT_ORDER
     period_s: float = 300.0
+    kinds: Kinds = KINDS
     _draws: list[float] = field(init=False, repr=False)
     _bounds: tuple[tuple[float, float], ...] = field(init=False, repr=False)
 
@@ -80,7 +106,6 @@ class Traffic:
         object.__setattr__(self, "_bounds", bounds)
 
     def class_of(self, number: int, now: float) -> int:
-        """Index into `CHANCES` of the request with this number, admitted at `now`."""
         easy, usual = self._bounds[int(now / self.period_s) % len(self.order)]
         draw = self._draws[number % DRAWN]
         return 0 if draw < easy else 1 if draw < usual else 2

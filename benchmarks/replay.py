@@ -1,0 +1,242 @@
+"""Whether replay tells the truth: the same short load on the real engine and in simulation.
+
+    python -m benchmarks.replay [--quick] [--json FILE]
+
+The demo model decodes held-out prompts in a closed loop, in this process, on one thread, under
+fixed plans and under the predictive policy's worth. Replay gets a profile calibrated just before,
+the prompts' lengths, and how well each prompt's drafts are accepted, measured one at a time; what
+batching, admission, step times at other loads and the governor's choices make of that, it has to
+find out. Seconds are CPU time of the thread, so that others on the machine do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from benchmarks.common import (
+    Bar,
+    add_output_arguments,
+    make_console,
+    print_bars,
+    print_provenance,
+    provenance,
+    write_json,
+)
+from benchmarks.workload import DEMO_CHECKPOINT, Workload, held_out_mix
+from policies.static import Static
+from policies.step_time import Profile
+from policies.vocabulary import AR, BLOCK_LENGTHS, Mode, Plan, Schedule
+from policies.worth import Worth
+from replay.contenders import REFRESH_S, Contender
+from replay.load import steps_of_load
+from replay.simulator import Setting, run
+from replay.trace import Trace
+from replay.traffic import Kinds
+from replay.world import World
+from replicas.profiles import calibrate
+from replicas.torch_engine.checkpoint import load_checkpoint
+from replicas.torch_engine.engine import EngineLimits, TorchEngine, positions_needed
+from replicas.torch_engine.model import Model
+
+DRAFTING = tuple(Plan(Mode.SELF_SPECULATION, length) for length in BLOCK_LENGTHS)
+PLANS = (AR, *DRAFTING)
+GOVERNED = "predictive"
+MAX_TOKENS = 160
+MEAN_ERROR, LARGEST_ERROR = 0.10, 0.20
+SURE, NEVER = 0.999, 0.001  # a chance of 1 or 0 that was seen in few rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What replay is told: lengths, and by block length the chance of each prompt's drafts."""
+
+    trace: Trace
+    kinds: Kinds
+
+    def class_of(self, number: int, now: float) -> int:
+        return number % len(self.trace)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Tokens per second of one plan, or of the policy, at one number in flight."""
+
+    name: str
+    level: int
+    real: float
+    replayed: float
+
+    @property
+    def error(self) -> float:
+        return self.replayed / self.real - 1.0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_output_arguments(parser)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # CPU time of one thread is a step's time
+    console = make_console()
+    facts = provenance(torch.device("cpu"))
+    print_provenance(console, facts)
+    levels, prompts, seconds, budget_s = (
+        ((1, 8), 24, 3.0, 20.0) if args.quick else ((1, 4, 16), 48, 12.0, 90.0)
+    )
+    checkpoint = load_checkpoint(DEMO_CHECKPOINT)
+    workload = held_out_mix(checkpoint, prompts, max_tokens=MAX_TOKENS)
+    limits = EngineLimits()
+    model = Model(
+        checkpoint.config,
+        checkpoint.weights,
+        max_positions=positions_needed(limits),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+    def engine() -> TorchEngine:
+        return TorchEngine(model, None, limits, clock=time.thread_time)
+
+    profile = calibrate(engine(), str(DEMO_CHECKPOINT), budget_s)
+    console.log(f"profile measured, noise {profile.noise:.1%}")
+    known = measure_prompts(engine(), workload)
+    console.log("lengths and acceptance measured")
+    points = []
+    for level in levels:
+        for name, schedule in _schedules(profile).items():
+            real = real_rate(engine(), workload, schedule, level, seconds)
+            points.append(Point(name, level, real, replayed_rate(known, profile, schedule, level)))
+        console.log(f"{level} in flight done")
+    bars = _bars(points)
+    console.print(_table(points))
+    print_bars(console, bars)
+    write_json(args.json, {"benchmark": "replay", **facts, **_figures(points, bars, profile)})
+
+
+def _schedules(profile: Profile) -> dict[str, Schedule]:
+    fixed = {str(plan): Schedule.pinned(plan) for plan in PLANS}
+    return {**fixed, GOVERNED: Schedule.pinned(AR, worth=Worth(PLANS, profile))}
+
+
+def measure_prompts(engine: TorchEngine, workload: Workload) -> Prompts:
+    """Every prompt alone, once under each block length."""
+    count = len(workload.prompts)
+    outputs = np.ones(count, dtype=np.int64)
+    chances: dict[int, list[float]] = {}
+    for number, plan in enumerate(DRAFTING, start=1):
+        engine.set_schedule(Schedule.pinned(plan, version=number))
+        rounds = [_rounds_of(engine, workload, index) for index in range(count)]
+        outputs = np.array([1 + sum(kept) for kept in rounds])
+        chances[plan.block_length] = [_chance(kept, plan.block_length) for kept in rounds]
+    lengths = np.array([len(prompt) for prompt in workload.prompts])
+    trace = Trace("held-out", np.arange(count, dtype=np.float64), lengths, outputs, lengths * 0)
+    return Prompts(trace, Kinds(chances))
+
+
+def _rounds_of(engine: TorchEngine, workload: Workload, index: int) -> list[int]:
+    """Tokens that each round of one request kept, the first token left out."""
+    engine.submit(workload.request(index))
+    kept: list[int] = []
+    while True:
+        for delta in engine.step():
+            if delta.plan is not None:
+                kept.append(len(delta.token_ids))
+            if delta.finish_reason is not None:
+                return kept
+
+
+def _chance(kept: Sequence[int], block_length: int) -> float:
+    """Per draft position: accepted over tried. The last round was cut by the end and rejected
+    nothing."""
+    accepted = sum(tokens - 1 for tokens in kept)
+    rejected = sum(tokens < block_length for tokens in kept[:-1])
+    return min(SURE, max(NEVER, accepted / max(1, accepted + rejected)))
+
+
+def real_rate(
+    engine: TorchEngine, workload: Workload, schedule: Schedule, level: int, seconds: float
+) -> float:
+    """Tokens per second of CPU time, once `level` requests have finished."""
+    engine.set_schedule(schedule)
+    submitted, finished = 0, 0
+    for _ in range(level):
+        engine.submit(workload.request(submitted))
+        submitted += 1
+    tokens, started = 0, time.thread_time()
+    warm_up = 2 * level
+    while finished < warm_up or time.thread_time() - started < seconds:
+        for delta in engine.step():
+            tokens += len(delta.token_ids)
+            if delta.finish_reason is not None:
+                engine.submit(workload.request(submitted))
+                submitted, finished = submitted + 1, finished + 1
+                if finished == warm_up:
+                    tokens, started = 0, time.thread_time()
+    return tokens / (time.thread_time() - started)
+
+
+def replayed_rate(known: Prompts, profile: Profile, schedule: Schedule, level: int) -> float:
+    """The same in simulation, for ten minutes, so that its own scatter is small."""
+    policy = Static(schedule.bands[0].plan) if schedule.worth is None else _Given(schedule)
+    setting = Setting(
+        steps_of_load(known.trace, [level], 600.0, replicas=1),
+        profile,
+        World(profile),
+        known,
+    )
+    return run(setting, Contender(GOVERNED, policy, REFRESH_S)).tokens_per_s
+
+
+class _Given(Static):
+    """One schedule for ever."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule.bands[0].plan)
+        self._decision = replace(self._decision, schedule=schedule)
+
+
+def _bars(points: Sequence[Point]) -> list[Bar]:
+    errors = [abs(point.error) for point in points]
+    governed = [abs(point.error) for point in points if point.name == GOVERNED]
+    return [
+        Bar("mean error of replay", sum(errors) / len(errors), MEAN_ERROR, at_least=False),
+        Bar("largest error of replay", max(errors), LARGEST_ERROR, at_least=False),
+        Bar("largest error under the policy", max(governed), LARGEST_ERROR, at_least=False),
+    ]
+
+
+def _table(points: Sequence[Point]) -> Table:
+    table = Table("plan", "in flight", "engine, tokens/s", "replay", "error")
+    for point in points:
+        figures = (f"{point.real:.0f}", f"{point.replayed:.0f}", f"{point.error:+.1%}")
+        table.add_row(point.name, str(point.level), *figures)
+    return table
+
+
+def _figures(points: Sequence[Point], bars: Sequence[Bar], profile: Profile) -> dict[str, Any]:
+    rows = [
+        {
+            "plan": p.name,
+            "in_flight": p.level,
+            "engine_tokens_per_s": p.real,
+            "replay_tokens_per_s": p.replayed,
+            "error": p.error,
+        }
+        for p in points
+    ]
+    return {
+        "profile": profile.to_dict(),
+        "figures": rows,
+        "bars": [bar.to_dict() for bar in bars],
+    }
+
+
+if __name__ == "__main__":
+    main()
