@@ -42,8 +42,8 @@ class Settings:
     @classmethod
     def of(cls, is_quick: bool) -> Settings:
         if is_quick:
-            return cls(1.0, 1, 2.4, 1, 2, levels=(1, 8, 32))
-        return cls(2.0, 5, 5.0, 4, 6)
+            return cls(0.8, 1, 1.8, 1, 1, levels=(1, 8, 32))
+        return cls(2.0, 5, 4.5, 4, 6)
 
 
 @dataclass(slots=True)
