@@ -27,15 +27,15 @@ LEAVING_AR = 1.5
 in steady self-speculation, where the hard ones stay longer, so what a probe promises is too much
 (reference: residence bias, docs/decisions/0003)."""
 DWELL_STEPS, DWELL_SWITCHES = 10, 20  # the dwell in steps, and in costs of a change
-AFTER_CHANGE, CALM_S = 3.0, 10.0
+AFTER_CHANGE, CALM_S = 1.0, 5.0
 """More times the hysteresis right after a change, fading: a load that swings between two plans of
 near worth changes seldom, a large gain is taken at once."""
 RENT = 4.0  # costs of a change that must have been lost by staying
 LONGEST_GAP_S = 1.0  # of the time between two picks counts: an engine may have been idle
 PROBE_GAP_S = 0.05  # between two looks for something to probe
-PROBE_FLOOR = 0.25
-"""Share of a probe's time that it costs at least: what it seems to gain is only a prediction."""
+PROBE_FLOOR = 0.25  # share of a probe's time that it costs at least, unless it is urgent
 PROBE_SAVINGS_S = 0.1  # probing time that can be saved up
+PROBE_RESERVE_S = 0.05  # of it kept for urgent ones
 ACCEPTANCE_AGE_S = 0.5  # without a draft for so long, acceptance is to be probed
 ACCEPTANCE_LENGTH = 8  # block length for that, where it is allowed: long enough to tell much
 UNPROVEN = 1.0  # how much more a plan may be worth that was never timed at this load
@@ -62,13 +62,14 @@ class WorthRule:
     distrusts: int = 0
     _lost_s: float = 0.0
     _picked_at: float = -math.inf
-    _savings_s: float = 0.0
+    _savings_s: float = PROBE_SAVINGS_S
     _considered_at: float = -math.inf
     _drafted_at: float = -math.inf
     _disappointing: int = 0
     _distrusted_until: float = -math.inf
     _is_queueing: bool = False
     _has_changed: bool = False
+    _is_probing: bool = False
     _changed_at: float = -math.inf
 
     @classmethod
@@ -120,20 +121,27 @@ class WorthRule:
         self, current: Plan, values: Values, decoding: int, context_tokens: int, now: float
     ) -> Plan | None:
         """Another plan for this one step, or None."""
-        if decoding < 1 or now - self._considered_at < PROBE_GAP_S:
+        was_probing, self._is_probing = self._is_probing, False
+        if decoding < 1 or was_probing or now - self._considered_at < PROBE_GAP_S:
             return None
         self._considered_at = now
-        if self._disappointing or self.is_distrusting(now):
+        if not self.worth.probe_share or self._disappointing or self.is_distrusting(now):
             return None
-        wanted = self._probe_wanted(current, values, decoding, now)
+        wanted, is_urgent = self._probe_wanted(current, values, decoding, now)
         if wanted is None:
             return None
         cost_s = self._probe_cost_s(wanted, current, values, decoding, context_tokens)
-        # On a slow machine a probe may cost more than can be saved up: it is paid off afterwards.
-        if min(cost_s, PROBE_SAVINGS_S) > self._savings_s:
+        if not is_urgent:  # what it seems to gain is only a prediction
+            step_s = self.model.step_s(wanted, decoding, context_tokens)
+            cost_s = max(cost_s, PROBE_FLOOR * step_s)
+        # Urgent ones may draw on what others leave. On a slow machine a probe may cost more than
+        # can be saved up: it is paid off afterwards.
+        reserve_s = 0.0 if is_urgent else PROBE_RESERVE_S
+        if min(cost_s, PROBE_SAVINGS_S - reserve_s) > self._savings_s - reserve_s:
             return None
         self._savings_s -= max(0.0, cost_s)
         self.probes[wanted] = self.probes.get(wanted, 0) + 1
+        self._is_probing = True
         return wanted
 
     def observe(self, step: StepObservation, current: Plan, now: float) -> None:
@@ -154,11 +162,13 @@ class WorthRule:
 
     def _probe_wanted(
         self, current: Plan, values: Values, decoding: int, now: float
-    ) -> Plan | None:
+    ) -> tuple[Plan | None, bool]:
+        """A plan to probe, and whether nothing is known without: of the traffic, where nothing
+        drafts, or of a load that was not seen before."""
         if current.mode is not Mode.SELF_SPECULATION and (
             now - self._drafted_at > ACCEPTANCE_AGE_S
         ):
-            return self._acceptance_plan(values)
+            return self._acceptance_plan(values), True
         best = values.by_plan[values.best]
         doubtful = [
             (value * self._doubt(plan, decoding, now), plan)
@@ -166,7 +176,9 @@ class WorthRule:
             if plan != current
         ]
         promise, plan = max(doubtful, default=(0.0, current), key=lambda pair: pair[0])
-        return plan if promise > best else None
+        if promise <= best:
+            return None, False
+        return plan, self.model.samples(plan, decoding) == 0
 
     def _acceptance_plan(self, values: Values) -> Plan | None:
         drafting = [p for p in values.by_plan if p.mode is Mode.SELF_SPECULATION]
@@ -189,8 +201,7 @@ class WorthRule:
         step_s = self.model.step_s(plan, decoding, context_tokens)
         if plan.mode is Mode.DIFFUSION:
             step_s *= plan.block_length / self.model.tokens(plan)
-        lost = 1.0 - values.by_plan[plan] / values.by_plan.get(current, math.inf)
-        return step_s * max(PROBE_FLOOR, lost)
+        return step_s * (1.0 - values.by_plan[plan] / values.by_plan.get(current, math.inf))
 
     # -- observing ------------------------------------------------------------------------------
 
