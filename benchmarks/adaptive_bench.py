@@ -25,7 +25,7 @@ from policies.vocabulary import Plan
 
 SETTLE_S = 0.5
 WARM_S = 3.0
-SAMPLE_S = 0.25
+SHOWN_S, SAMPLE_S = 6.0, 0.2  # of a timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ async def timelines(bench: Bench, settings: Settings) -> None:
     """Every moving scenario once more under adaptive, sampled, and so not counted."""
     stack, load = bench.stacks[True], bench.loads[True]
     await stack.follow(None)
-    for scenario in moving(settings.moving_s, bench.measured.crossover):
+    for scenario in moving(max(SHOWN_S, settings.moving_s), bench.measured.crossover):
         load.set(*scenario.at(0.0))
         await asyncio.sleep(SETTLE_S)
         load.restart()

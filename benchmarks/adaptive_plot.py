@@ -81,15 +81,11 @@ def _timeline(axes: Any, name: str, samples: list[dict[str, Any]]) -> None:
     clients.set_ylabel("clients", fontsize=8, color=_ADAPTIVE)
     clients.set_ylim(bottom=0)
     axes.set_title(f"adaptive, {name}", fontsize=9, loc="left")
-    last = ""
+    since, last = 0.0, ""
     for time_s, sample in zip(times, samples, strict=True):
         colour, alpha = _colour(sample["plan"])
-        axes.axvspan(time_s - _gap(times), time_s, color=colour, alpha=0.25 * alpha, linewidth=0)
+        axes.axvspan(since, time_s, color=colour, alpha=0.25 * alpha, linewidth=0)
         label = f"{short(sample['plan'])} {sample['traffic']}"
         if label != last:
-            axes.text(time_s, 0.02, label, fontsize=6, transform=axes.get_xaxis_transform())
-        last = label
-
-
-def _gap(times: list[float]) -> float:
-    return times[-1] / len(times)
+            axes.text(since, 0.02, label, fontsize=6, transform=axes.get_xaxis_transform())
+        since, last = time_s, label
