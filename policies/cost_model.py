@@ -86,6 +86,14 @@ class _Timing:
         return ordered[len(ordered) // 2]
 
 
+class _Learned(NamedTuple):
+    """A plan's corrections from its own timings: their medians, one for all batches, by bucket."""
+
+    medians: tuple[float, ...]
+    general: float
+    by_bucket: dict[int, float]
+
+
 class _Row(NamedTuple):
     """All that is multiplied out of a plan; `correction` holds where no bucket has its own."""
 
@@ -106,6 +114,9 @@ class CostModel:
         self._detector = ChangeDetector()
         self._alarm_until = -math.inf
         self._timings: dict[Plan, dict[int, _Timing]] = {plan: {} for plan in worth.plans}
+        self._timed: set[Plan] = set()
+        """Plans with timings since their corrections were learned."""
+        self._learned: dict[Plan, _Learned] = {}
         self._corrections: dict[Plan, dict[int, float]] = {}
         self._general: dict[Plan, float] = {}
         self._rows: list[_Row] = []
@@ -238,6 +249,7 @@ class CostModel:
         timing = by_bucket.setdefault(batch_bucket(step.sequences), _Timing())
         timing.ratios.extend([ratio] * min(step.steps, SAMPLES))
         timing.last_at = now
+        self._timed.add(step.plan)
 
     def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
         if not self.worth.learns:
@@ -276,40 +288,36 @@ class CostModel:
         self._remembered.clear()
 
     def _revise_corrections(self) -> None:
-        worth = self.worth
+        worth, learned = self.worth, self._learned
+        for plan in self._timed if worth.learns else ():
+            learned[plan] = self._learn(plan)
+        self._timed.clear()
         prior = _mean(list(worth.corrections.values()))
-        medians = {
-            plan: {bucket: t.median() for bucket, t in by_bucket.items() if t.ratios}
-            for plan, by_bucket in self._timings.items()
-            if worth.learns
-        }
-        everywhere = _mean([ratio for at in medians.values() for ratio in at.values()], prior)
+        everywhere = _mean([ratio for own in learned.values() for ratio in own.medians], prior)
         for plan in worth.plans:
-            at = medians.get(plan, {})
+            own = learned.get(plan)
             wider = worth.corrections.get(plan, everywhere)
-            general = self._general[plan] = _mean(list(at.values()), wider)
-            self._corrections[plan] = self._by_bucket(plan, at, general)
+            self._general[plan] = wider if own is None else own.general
+            self._corrections[plan] = {} if own is None else own.by_bucket
 
-    def _by_bucket(
-        self, plan: Plan, medians: Mapping[int, float], general: float
-    ) -> dict[int, float]:
+    def _learn(self, plan: Plan) -> _Learned:
         """Corrections whose step times do not fall as the batch grows: a lone sample that says so
         is noise."""
-        if not medians:
-            return {}
-        buckets = sorted(medians)
+        timings = self._timings[plan]
+        buckets = sorted(timings)
+        medians = tuple(timings[bucket].median() for bucket in buckets)
+        general = _mean(medians)
         profile, times, weights, bases = self.worth.profile, [], [], []
-        for bucket in buckets:
-            count = len(self._timings[plan][bucket].ratios)
-            shrunk = (count * medians[bucket] + TRUSTED_SAMPLES * general) / (
-                count + TRUSTED_SAMPLES
-            )
+        for bucket, median in zip(buckets, medians, strict=True):
+            count = len(timings[bucket].ratios)
+            shrunk = (count * median + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
             base = profile.step_s(plan, bucket_centre(bucket), 512.0 * bucket_centre(bucket))
             bases.append(base)
             times.append(base * shrunk)
             weights.append(float(count))
         smooth = isotonic(times, weights)
-        return {b: t / base for b, t, base in zip(buckets, smooth, bases, strict=True)}
+        corrections = (t / base for t, base in zip(smooth, bases, strict=True))
+        return _Learned(medians, general, dict(zip(buckets, corrections, strict=True)))
 
 
 _PROFILED: dict[int, tuple[Profile, dict[tuple[int, int], dict[Plan, float]]]] = {}

@@ -1,8 +1,8 @@
 """The control loop of a simulated fleet: signals, the real guard around the policy, delivery.
 
 Signals are built from what replicas have counted, over the window that the product uses, at every
-tick; a changed schedule reaches its replica `DELAY_S` later. A replica that was idle at two ticks
-in a row is left alone until it works again: nothing about it changes.
+tick; a changed schedule reaches its replica `DELAY_S` later. A replica that is idle at a tick is
+left alone until it works again: a real controller would hold its schedule, or refine it unused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Managed:
     state: GuardState | None = None
     issued: Schedule = field(default_factory=lambda: Schedule.pinned(SAFE_PLAN))
     wanted: Schedule | None = None
-    is_idle: bool = False
     snapshots: deque[tuple[float, Table]] = field(default_factory=deque)
 
 
@@ -47,6 +46,7 @@ class Controller:
     ) -> None:
         self.guard, self.profile, self.fleet = guard, profile, fleet
         self.interval_s = interval_s
+        self._awake = dict(enumerate(fleet))
         self.window_s = max(WINDOW_S, WINDOW_TICKS * interval_s)
         self.decisions = 0
         self._version = 0
@@ -54,7 +54,9 @@ class Controller:
 
     def tick(self, now: float) -> Iterator[tuple[Managed, Schedule]]:
         """One round; yields replicas with the schedules that are new to them."""
-        busy = [m for m in self.fleet if not _rests(m)]
+        if now > 0.0:
+            self._awake = {i: m for i, m in self._awake.items() if m.replica.in_flight}
+        busy = list(self._awake.values())
         if now - self._merged_at >= MERGE_S and len(busy) > 1:
             self._merge(busy, now)
         for managed in busy:
@@ -69,10 +71,10 @@ class Controller:
             managed.issued = replace(decision.schedule, epoch=1, version=self._version)
             yield managed, managed.issued
 
-    def wake(self, managed: Managed, now: float) -> None:
+    def wake(self, index: int, now: float) -> None:
         """A replica works again: its schedule is refreshed, as it would have been all along."""
-        if managed.is_idle:
-            managed.is_idle = False
+        if index not in self._awake:
+            self._awake[index] = managed = self.fleet[index]
             managed.governed.governor.receive(managed.issued, now)
 
     def _merge(self, busy: list[Managed], now: float) -> None:
@@ -107,12 +109,6 @@ class Controller:
             plans=plan_signals(grown, 0.0),
             profile=self.profile,
         )
-
-
-def _rests(managed: Managed) -> bool:
-    """Whether nothing has changed since the last tick: idle then, idle now."""
-    was_idle, managed.is_idle = managed.is_idle, managed.replica.in_flight == 0
-    return was_idle and managed.is_idle
 
 
 def _grown(managed: Managed, now: float, window_s: float) -> tuple[Table, float]:

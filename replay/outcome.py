@@ -11,7 +11,7 @@ import numpy as np
 from policies.vocabulary import Plan
 from replay.audit import Audited
 from replay.batch import Request
-from replay.counters import PLANS, SECONDS, SEQUENCE_STEPS, STEPS, TOKENS, quantile
+from replay.counters import PLANS, SECONDS, SEQUENCE_STEPS, STEPS, TOKENS, Table, quantile
 from replay.governed import Governed
 from replay.replica import Chooser, Replica
 
@@ -28,6 +28,10 @@ class Outcome:
     switches_per_minute: float
     """Of one replica, while it works or not."""
     time_in_plan: dict[Plan, float]
+    step_s: dict[Plan, float]
+    """Mean duration of a step."""
+    tokens_per_step: dict[Plan, float]
+    """Of one sequence."""
     probe_share: float
     """Steps of probes over all steps."""
     distrusts: int
@@ -79,6 +83,14 @@ def _tpot_s(request: Request) -> float:
     return (request.finished_at - request.first_at) / max(1, request.output - 1)
 
 
+def _ratios(total: Table, over: int, under: int) -> dict[Plan, float]:
+    return {
+        plan: float(row[over] / row[under])
+        for plan, row in zip(PLANS, total, strict=True)
+        if row[under] > 0
+    }
+
+
 def summarise(
     label: str,
     replicas: Sequence[Replica],
@@ -107,6 +119,8 @@ def summarise(
         tokens=tokens,
         switches_per_minute=changes / len(replicas) / max(1e-9, seconds / 60.0),
         time_in_plan={plan: s / decoding_s for plan, s in by_plan.items() if s > 0},
+        step_s=_ratios(total, SECONDS, STEPS),
+        tokens_per_step=_ratios(total, TOKENS, SEQUENCE_STEPS),
         probe_share=sum(sum(g.probes.values()) for g in governors) / steps,
         distrusts=sum(g.distrusts for g in governors),
         mean_batch=float(total[:, SEQUENCE_STEPS].sum()) / steps,

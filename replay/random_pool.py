@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-SIZE = 1 << 17
+SIZE = 1 << 14
 
 Floats = npt.NDArray[np.float64]
 

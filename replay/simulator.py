@@ -185,7 +185,7 @@ class _Simulation:
         index = self._route(number)
         self.loads[index] += 1
         if self.controller is not None:
-            self.controller.wake(self.managed[index], now)
+            self.controller.wake(index, now)
         self._expect(index, self.replicas[index].submit(request, now))
         self._collect(index)
 
