@@ -17,6 +17,7 @@ from typing import NamedTuple
 from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
 from policies.change_detector import ChangeDetector
 from policies.isotonic import isotonic
+from policies.machine_speed import FIRST_STEPS, MOST, MachineSpeed
 from policies.step_time import Profile
 from policies.vocabulary import AR, Mode, Plan, all_plans
 from policies.worth import Worth
@@ -113,6 +114,7 @@ class CostModel:
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
         self._alarm_until = -math.inf
+        self._speed = MachineSpeed()
         self._timings: dict[Plan, dict[int, _Timing]] = {plan: {} for plan in worth.plans}
         self._timed: set[Plan] = set()
         """Plans with timings since their corrections were learned."""
@@ -243,10 +245,15 @@ class CostModel:
     def _time(self, step: StepObservation, now: float) -> None:
         expected = self.worth.profile.step_s(step.plan, step.sequences, step.context_tokens)
         ratio = step.seconds / (step.steps * expected)
+        if not 1.0 / MOST <= ratio <= MOST:
+            return
+        by_bucket, bucket = self._timings.setdefault(step.plan, {}), batch_bucket(step.sequences)
+        timing = by_bucket.get(bucket) or _Timing()
+        usual = timing.median() if len(timing.ratios) >= FIRST_STEPS else None
+        ratio = self._speed.relative((step.plan, bucket), ratio, step.steps, usual)
         if not 1.0 / LARGEST_CORRECTION <= ratio <= LARGEST_CORRECTION:
             return
-        by_bucket = self._timings.setdefault(step.plan, {})
-        timing = by_bucket.setdefault(batch_bucket(step.sequences), _Timing())
+        by_bucket[bucket] = timing
         timing.ratios.extend([ratio] * min(step.steps, SAMPLES))
         timing.last_at = now
         self._timed.add(step.plan)
@@ -294,11 +301,15 @@ class CostModel:
         self._timed.clear()
         prior = _mean(list(worth.corrections.values()))
         everywhere = _mean([ratio for own in learned.values() for ratio in own.medians], prior)
+        factor = self._speed.factor if worth.learns else 1.0
         for plan in worth.plans:
             own = learned.get(plan)
-            wider = worth.corrections.get(plan, everywhere)
-            self._general[plan] = wider if own is None else own.general
-            self._corrections[plan] = {} if own is None else own.by_bucket
+            if own is None:
+                self._general[plan] = worth.corrections.get(plan, everywhere * factor)
+                self._corrections[plan] = {}
+            else:
+                self._general[plan] = own.general * factor
+                self._corrections[plan] = {b: c * factor for b, c in own.by_bucket.items()}
 
     def _learn(self, plan: Plan) -> _Learned:
         """Corrections whose step times do not fall as the batch grows: a lone sample that says so
