@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,11 @@ async def _controller(port: int, settings: Settings) -> reaction.Reaction:
 
 def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
+    if args.rounds is not None and args.rounds < 1:
+        _parser().error(f"--rounds {args.rounds} must be at least 1")
     settings, console = Settings.of(args.quick), make_console()
+    if args.rounds is not None:
+        settings = replace(settings, fixed_rounds=args.rounds, moving_rounds=args.rounds)
     torch.set_num_threads(1)
     facts = provenance(torch.device("cpu"))
     print_provenance(console, facts)
@@ -155,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_output_arguments(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="where to draw the plot")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="of every scenario; default 5 and 4"
+    )
     parser.add_argument("--quality", type=Quality, choices=list(Quality), default=Quality.EXACT)
     parser.add_argument(
         "--separate", action="store_true", help="a replica of its own for adaptive, never pinned"
