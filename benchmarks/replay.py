@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,17 +66,36 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """Over one window: tokens per second, and of one plan the mean step and what it yields a
+    sequence."""
+
+    rate: float
+    step_s: float
+    tokens: float
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
-    """Tokens per second of one plan, or of the policy, at one number in flight."""
+    """One plan, or the policy, at one number in flight. For the policy, step and tokens are those
+    of the plan that it was in for longest."""
 
     name: str
     level: int
-    real: float
-    replayed: float
+    real: Seen
+    replayed: Seen
 
     @property
     def error(self) -> float:
-        return self.replayed / self.real - 1.0
+        return self.replayed.rate / self.real.rate - 1.0
+
+    @property
+    def step_error(self) -> float:
+        return self.replayed.step_s / self.real.step_s - 1.0
+
+    @property
+    def tokens_error(self) -> float:
+        return self.replayed.tokens / self.real.tokens - 1.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,8 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
     points = []
     for level in levels:
         for name, schedule in _schedules(profile).items():
-            real = real_rate(engine(), workload, schedule, level, seconds)
-            points.append(Point(name, level, real, replayed_rate(known, profile, schedule, level)))
+            real = on_engine(engine(), workload, schedule, level, seconds)
+            points.append(Point(name, level, real, in_replay(known, profile, schedule, level)))
         console.log(f"{level} in flight done")
     bars = _bars(points)
     console.print(_table(points))
@@ -160,10 +179,10 @@ def _chance(kept: Sequence[int], block_length: int) -> float:
     return min(SURE, max(NEVER, accepted / max(1, accepted + rejected)))
 
 
-def real_rate(
+def on_engine(
     engine: TorchEngine, workload: Workload, schedule: Schedule, level: int, seconds: float
-) -> float:
-    """Tokens per second of CPU time, once `level` requests have finished."""
+) -> Seen:
+    """Seconds are CPU time, from when twice `level` requests have finished."""
     engine.set_schedule(schedule)
     submitted, finished = 0, 0
     for _ in range(level):
@@ -179,10 +198,12 @@ def real_rate(
                 submitted, finished = submitted + 1, finished + 1
                 if finished == warm_up:
                     tokens, started = 0, time.thread_time()
-    return tokens / (time.thread_time() - started)
+    rate = tokens / (time.thread_time() - started)
+    most = max(engine.tallies.freeze().values(), key=lambda tally: tally.seconds)
+    return Seen(rate, most.seconds / most.steps, most.committed / most.sequence_steps)
 
 
-def replayed_rate(known: Prompts, profile: Profile, schedule: Schedule, level: int) -> float:
+def in_replay(known: Prompts, profile: Profile, schedule: Schedule, level: int) -> Seen:
     """The same in simulation, for ten minutes, so that its own scatter is small."""
     policy = Static(schedule.bands[0].plan) if schedule.worth is None else _Given(schedule)
     setting = Setting(
@@ -191,7 +212,9 @@ def replayed_rate(known: Prompts, profile: Profile, schedule: Schedule, level: i
         World(profile),
         known,
     )
-    return run(setting, Contender(GOVERNED, policy, REFRESH_S)).tokens_per_s
+    outcome = run(setting, Contender(GOVERNED, policy, REFRESH_S))
+    most = max(outcome.time_in_plan, key=outcome.time_in_plan.__getitem__)
+    return Seen(outcome.tokens_per_s, outcome.step_s[most], outcome.tokens_per_step[most])
 
 
 class _Given(Static):
@@ -213,10 +236,13 @@ def _bars(points: Sequence[Point]) -> list[Bar]:
 
 
 def _table(points: Sequence[Point]) -> Table:
-    table = Table("plan", "in flight", "engine, tokens/s", "replay", "error")
+    table = Table("plan", "in flight", "engine, tokens/s", "replay, tokens/s", "error")
+    table.add_column("of step time")  # the engine's steps hold prefill, too; replay's do not
+    table.add_column("of tokens a step")
     for point in points:
-        figures = (f"{point.real:.0f}", f"{point.replayed:.0f}", f"{point.error:+.1%}")
-        table.add_row(point.name, str(point.level), *figures)
+        rates = (f"{point.real.rate:.0f}", f"{point.replayed.rate:.0f}")
+        errors = (f"{e:+.1%}" for e in (point.error, point.step_error, point.tokens_error))
+        table.add_row(point.name, str(point.level), *rates, *errors)
     return table
 
 
@@ -225,8 +251,8 @@ def _figures(points: Sequence[Point], bars: Sequence[Bar], profile: Profile) -> 
         {
             "plan": p.name,
             "in_flight": p.level,
-            "engine_tokens_per_s": p.real,
-            "replay_tokens_per_s": p.replayed,
+            "engine": asdict(p.real),
+            "replay": asdict(p.replayed),
             "error": p.error,
         }
         for p in points
