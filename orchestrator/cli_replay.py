@@ -75,8 +75,8 @@ def replay(
         ):
             comparisons.append(found_one)
             console.print(report.table(found_one, ttft_slo, tpot_slo))
-    if len(comparisons) > 1:
-        console.print(report.summary(comparisons))
+    for summary in report.summaries(comparisons):
+        console.print(summary)
     for remark in report.remarks(comparisons):
         console.print(remark)
     if options.is_closed:

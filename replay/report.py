@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -53,13 +53,18 @@ def table(comparison: Comparison, ttft_s: float, tpot_s: float) -> Table:
     return found
 
 
-def summary(comparisons: Sequence[Comparison]) -> Table:
-    """Regret by contender and trace, as the reference tables have it."""
-    found = Table("policy", title="regret to the oracle", title_justify="left")
-    profiles = {c.profile for c in comparisons}
+def summaries(comparisons: Sequence[Comparison]) -> Iterator[Table]:
+    """Regret by contender and trace, a table for each profile that ran several."""
+    for profile in dict.fromkeys(c.profile for c in comparisons):
+        found = [c for c in comparisons if c.profile == profile]
+        if len(found) > 1:
+            yield _summary(profile, found)
+
+
+def _summary(profile: str, comparisons: Sequence[Comparison]) -> Table:
+    found = Table("policy", title=f"regret to the oracle on {profile}", title_justify="left")
     for c in comparisons:
-        name = c.trace if len(profiles) == 1 else f"{c.trace}\n{c.profile}"
-        found.add_column(name.replace("_", "\n", 1), justify="right")
+        found.add_column(c.trace.replace("_", "\n", 1), justify="right")
     for name in ("mean", "worst", "switches/min"):
         found.add_column(name, justify="right")
     for outcome in comparisons[0].outcomes:

@@ -100,3 +100,11 @@ def test_the_b200_profile_meets_the_published_forward_times() -> None:
 def test_the_h100_profile_meets_published_throughput_at_one_sequence() -> None:
     # 158 tokens/s in SGLang's documentation; the roofline says 153.
     assert 1 / read_profile("h100").step_s(AR, 1, 1024) == pytest.approx(158, rel=0.05)
+
+
+def test_several_traces_on_several_profiles_have_a_summary_for_each_profile(short: Path) -> None:
+    sources = f"{short},{short}"
+    result = invoke("--trace", sources, "--profile", "h100,gb200", "--policy", "ar", "--closed")
+    assert result.exit_code == 0, result.output
+    assert "regret to the oracle on h100" in result.output
+    assert "regret to the oracle on gb200" in result.output
