@@ -24,7 +24,7 @@ from policies.worth import Worth
 
 REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
 SAMPLES = 32  # step times remembered per plan and batch bucket; the median of them counts
-TRUSTED_SAMPLES = 1.0  # what the next wider estimate weighs against the samples of a bucket
+TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket
 LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
 MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
 CONTEXT_STEP = 4  # buckets of context length per doubling

@@ -22,7 +22,7 @@ from policies.cost_model import CostModel, StepObservation, Values
 from policies.vocabulary import AR, Mode, Plan
 from policies.worth import Worth
 
-LEAVING_AR = 1.25
+LEAVING_AR = 1.5
 """Times the hysteresis to leave AR: right after it the batch holds more easy requests than it will
 in steady self-speculation, where the hard ones stay longer, so what a probe promises is too much
 (reference: residence bias, docs/decisions/0003)."""
