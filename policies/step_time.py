@@ -187,7 +187,8 @@ def interpolate_log(points: tuple[tuple[float, float], ...], at: float) -> float
 def shipped_profiles() -> tuple[str, ...]:
     """Names of the profiles that come with Trimode."""
     folder = files("policies") / "profiles"
-    return tuple(sorted(p.name.removesuffix(".json") for p in folder.iterdir()))
+    names = (path.name for path in folder.iterdir() if path.name.endswith(".json"))
+    return tuple(sorted(name.removesuffix(".json") for name in names))
 
 
 @cache
