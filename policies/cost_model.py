@@ -248,9 +248,11 @@ class CostModel:
         if not 1.0 / MOST <= ratio <= MOST:
             return
         by_bucket, bucket = self._timings.setdefault(step.plan, {}), batch_bucket(step.sequences)
-        timing = by_bucket.get(bucket) or _Timing()
-        usual = timing.median() if len(timing.ratios) >= FIRST_STEPS else None
-        ratio = self._speed.relative((step.plan, bucket), ratio, step.steps, usual)
+        timing, case = by_bucket.get(bucket) or _Timing(), (step.plan, bucket)
+        if case != self._speed.case:
+            is_known = len(timing.ratios) >= FIRST_STEPS
+            self._speed.enter(case, timing.median() if is_known else None)
+        ratio = self._speed.relative(ratio, step.steps)
         if not 1.0 / LARGEST_CORRECTION <= ratio <= LARGEST_CORRECTION:
             return
         by_bucket[bucket] = timing

@@ -29,21 +29,21 @@ class MachineSpeed:
     """`factor` on every profiled step time."""
 
     factor: float = 1.0
-    _case: Case | None = None
+    case: Case | None = None
     _usual: float | None = None
     _level: float = 0.0
     _first: list[float] = field(default_factory=list)
 
-    def relative(self, case: Case, ratio: float, steps: int, usual: float | None) -> float:
-        """What of `ratio`, measured over profiled step time, is the plan's own.
+    def enter(self, case: Case, usual: float | None) -> None:
+        """Another plan or batch runs from now on. `usual`: measured over profiled step time as this
+        case has shown it so far, None where that is not known."""
+        self.case, self._first = case, []
+        self._usual = None if usual is None else math.log(usual)
+        self._level = self._usual or 0.0
 
-        `usual`: what this case has shown so far, None where that is not known.
-        """
+    def relative(self, ratio: float, steps: int) -> float:
+        """What of `ratio`, measured over profiled step time, is the plan's own."""
         seen = math.log(ratio / self.factor)
-        if case != self._case:
-            self._case, self._first = case, []
-            self._usual = None if usual is None else math.log(usual)
-            self._level = self._usual or 0.0
         if self._usual is None:
             self._first += [seen] * min(steps, FIRST_STEPS)
             if len(self._first) >= FIRST_STEPS:  # the median: the first one may be a hiccup

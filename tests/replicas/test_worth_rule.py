@@ -51,7 +51,7 @@ def test_context_length_shifts_the_choice():
 
 def test_a_gain_within_the_hysteresis_changes_nothing():
     governor = governor_of(replace(QUIET, hysteresis=0.5))
-    simulate(governor, Machine(), 2.0, decoding=6)
+    simulate(governor, Machine(), 2.0, decoding=20)
     held = governor.plan
     steps = simulate(governor, Machine(), 2.0, decoding=48, now=2.0)
     assert governor.predicted[held] < max(governor.predicted.values())
@@ -70,7 +70,7 @@ def test_leaving_ar_takes_more_than_the_plain_hysteresis():
     than it will in steady self-speculation (residence bias)."""
     values = governor_of(QUIET).rule.model.values(80, 80 * 600)
     gain = values.by_plan[values.best] / values.by_plan[AR] - 1.0
-    assert settles(governor_of(replace(QUIET, hysteresis=gain / 1.15)), 80, 600) == AR
+    assert settles(governor_of(replace(QUIET, hysteresis=gain / 1.4)), 80, 600) == AR
     assert settles(governor_of(replace(QUIET, hysteresis=gain / 1.6)), 80, 600) == values.best
 
 
