@@ -37,7 +37,7 @@ ALGORITHM = "TRIMODE"
 CONTROL_DIR_VARIABLE = "TRIMODE_CONTROL_DIR"
 SCHEDULE_FILE = "schedule.json"
 REPORT_FILE = "report.json"
-REPORT_INTERVAL_S = 0.05
+REPORT_INTERVAL_S = 0.2
 PLAN_KEY = "trimode_plan"
 """Key of `meta_info` under which each output token's plan comes back, one string or None each."""
 

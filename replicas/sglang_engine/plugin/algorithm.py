@@ -60,6 +60,8 @@ def check_server_args(server_args: Any) -> None:
         "enable_mixed_chunk": (False,),
         "disable_cuda_graph": (True,),
         "attention_backend": ("torch_native",),
+        # Plain steps give single slots back.
+        "page_size": (1, None),
     }
     for name, allowed in wanted.items():
         if (found := getattr(args, name)) not in allowed:

@@ -41,7 +41,9 @@ class ScheduleFile:
     """Notices a new schedule for the price of one `stat`."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self._seen = directory, (0, 0)
+        self._directory, self._seen = directory, (0, 0)
+        # Joined once: this is looked up before every step.
+        self._path = str(directory / SCHEDULE_FILE)
         self.refusal: str | None = None
         """Why the last file that came was not taken, if so."""
 
@@ -49,7 +51,7 @@ class ScheduleFile:
         """The schedule if it was written since the last call. A broken file is reported, not
         raised: the schedule in force goes on."""
         try:
-            found = os.stat(self.directory / SCHEDULE_FILE)
+            found = os.stat(self._path)
         except FileNotFoundError:
             return None
         seen = (found.st_ino, found.st_mtime_ns)
@@ -57,7 +59,7 @@ class ScheduleFile:
             return None
         self._seen = seen
         try:
-            schedule = read_schedule(self.directory)
+            schedule = read_schedule(self._directory)
         except ProtocolError as error:
             self.refusal = str(error)
             logger.error("trimode: %s", error)

@@ -19,6 +19,9 @@ def register() -> None:
         f"{_MANAGERS}.scheduler.Scheduler.validate_dllm_request", _admit, HookType.AFTER
     )
     HookRegistry.register(
+        f"{_MANAGERS}.scheduler.Scheduler.update_running_batch", _plan, HookType.BEFORE
+    )
+    HookRegistry.register(
         f"{_MANAGERS}.schedule_batch.Req.update_finish_state", _finish, HookType.AROUND
     )
     HookRegistry.register(
@@ -39,13 +42,27 @@ def _reserve(slots: int) -> int:
     return slots // 2 if get_spec().speculative_algorithm == ALGORITHM else slots
 
 
+def _plan(scheduler: Any, batch: Any) -> None:
+    """The last moment before SGLang asks whether there is room for the step, and makes it."""
+    if _is_ours(scheduler):
+        scheduler.draft_worker.plan_step(batch)
+        if batch.spec_algorithm.is_none():
+            # Its reports divide by the rounds of speculation since the last one.
+            rows = len(batch.reqs)
+            scheduler.metrics_reporter.update_spec_metrics(rows, 0, num_accept_tokens=rows)
+
+
 def _admit(error: str | None, scheduler: Any, req: Any) -> str | None:
     """Refuses a request that the worker cannot honour, as SGLang refuses one for a dLLM."""
-    if error is not None or getattr(scheduler.spec_algorithm, "name", None) != ALGORITHM:
+    if error is not None or not _is_ours(scheduler):
         return error
     worker = scheduler.draft_worker
     worker.meet(scheduler)
     return refusal(req, worker.max_block_length)
+
+
+def _is_ours(scheduler: Any) -> bool:
+    return getattr(scheduler.spec_algorithm, "name", None) == ALGORITHM
 
 
 def _finish(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:

@@ -59,8 +59,8 @@ def sequence_of(req: Any) -> Sequence:
         sequence = req.trimode_sequence = _sequence(req)
     length = len(req.origin_input_ids) + len(req.output_ids)
     if len(sequence.tokens) != length:
-        sequence.tokens[:] = [*req.origin_input_ids, *req.output_ids]
-        # After a retraction, say. A block begun at another length has lost its place.
+        # Chosen by prefill or in plain steps. A block begun at another length has lost its place.
+        sequence.tokens.extend(req.output_ids[sequence.generated :])
         sequence.block, sequence.block_plan = None, None
     sequence.cached = length - 1
     sequence.row = req.kv.req_pool_idx

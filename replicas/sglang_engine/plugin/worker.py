@@ -3,23 +3,23 @@
 A decoding step is that of our own engine: pick a plan, group the rows, let the modes of
 `replicas.torch_engine.modes` draft and commit. What differs is around it: SGLang holds tokens, KV
 slots and batches, and is told per row how many tokens a step yielded. A denoising row yields none.
+A step in which every row decodes in AR is a plain one: to SGLang it is ordinary decoding.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
-from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from policies.cost_model import StepObservation
-from policies.vocabulary import Plan
+from policies.vocabulary import AR, SAFE_PLAN, Mode, Plan
 from replicas.sglang_engine.plugin.control import Reporter, ScheduleFile, control_directory
 from replicas.sglang_engine.plugin.forwards import Forwards
 from replicas.sglang_engine.plugin.requests import record_plans, sequence_of
@@ -33,27 +33,6 @@ from replicas.torch_engine.scheduler import effective_plan
 from replicas.torch_engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Carried(SpecInput):  # type: ignore[misc]
-    """What SGLang carries from step to step for a speculative algorithm; for this one, lengths.
-
-    The seed of a row is its last token, which its request holds.
-    """
-
-    new_seq_lens: torch.Tensor
-    future_indices: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        super().__init__(SpecInputType.UNO_STATE)
-        self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = 1
-
-    def filter_batch(self, new_indices: torch.Tensor, *rest: Any, **named: Any) -> None:
-        self.new_seq_lens = self.new_seq_lens[new_indices]
-
-    def merge_batch(self, other: Carried) -> None:
-        self.new_seq_lens = torch.cat((self.new_seq_lens, other.new_seq_lens))
 
 
 class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
@@ -78,6 +57,7 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
             logger.warning("trimode: no control directory; AR for every request without a plan")
         else:
             Reporter(directory, self.state.report).start()
+        self._plan = SAFE_PLAN
         self._ended_at = 0.0
 
     @property
@@ -112,7 +92,8 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
             self._ended_at = 0.0
             return result
         started = time.monotonic()
-        result = self._decode(batch, started)
+        decode = self._decode_plainly if batch.spec_algorithm.is_none() else self._decode
+        result = decode(batch, started)
         self._ended_at = time.monotonic()
         return result
 
@@ -126,7 +107,6 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         result.next_token_ids = choose(logits, choice)
         # SGLang takes this very tensor for "unchanged".
         result.new_seq_lens = batch.seq_lens
-        result.next_draft_input = Carried(batch.seq_lens)
         totals = self.state.totals
         for req in batch.reqs:
             if req.inflight_middle_chunks <= 0:
@@ -140,11 +120,38 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
 
     # -- decoding -----------------------------------------------------------------------------
 
+    def plan_step(self, batch: Any) -> None:
+        """Picks the plan of the step that SGLang is about to make room for.
+
+        A plain step needs one slot a row, and SGLang spends on it what it spends on ordinary
+        decoding, which for a small model is several percent less.
+        """
+        sequences = [sequence_of(req) for req in batch.reqs]
+        self._plan = self.state.pick(len(sequences), sum(s.cached for s in sequences))
+        is_plain = all(effective_plan(s, self._plan).mode is Mode.AR for s in sequences)
+        batch.spec_algorithm = SpeculativeAlgorithm.NONE if is_plain else self._algorithm
+        if is_plain:
+            _return_spare_slots(batch)
+
+    def _decode_plainly(self, batch: Any, started: float) -> GenerationBatchResult:
+        """Only the choice of tokens is ours."""
+        group = Group(AR, [sequence_of(req) for req in batch.reqs])
+        mode = MODES[Mode.AR](group, self._mask_token_id, self.device)
+        batch.input_ids = mode.rows().tokens.reshape(-1)
+        forward = self._target_worker.forward_batch_generation(batch, is_verify=True)
+        result = mode.commit(forward.logits_output.next_token_logits)
+        for req in batch.reqs:
+            record_plans(req, str(AR), 1)
+        self.state.tallies[AR].add_round(result)
+        self.state.totals.steps += 1
+        self._observe(batch, [(group, result.tokens)], started)
+        # A tensor would be put aside as the next step's input, which `rows` makes from the requests.
+        batch.input_ids = None
+        return GenerationBatchResult(next_token_ids=[token for [token] in result.tokens])
+
     def _decode(self, batch: Any, started: float) -> GenerationBatchResult:
         sequences = [sequence_of(req) for req in batch.reqs]
-        context_tokens = sum(s.cached for s in sequences)
-        plan = self.state.pick(len(sequences), context_tokens)
-        groups = _grouped(sequences, plan)
+        groups = _grouped(sequences, self._plan)
         yielded: dict[int, list[int]] = {}
         rounds: list[tuple[Group, RoundResult]] = []
         for group in groups:
@@ -160,7 +167,8 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
                     requests[id(sequence)], sequence, tokens, cached, group.plan
                 )
         self.state.totals.steps += 1
-        self._observe(batch, groups, yielded, started, context_tokens)
+        parts = [(group, [yielded[id(s)] for s in group.sequences]) for group in groups]
+        self._observe(batch, parts, started)
         return self._result(batch, [yielded[id(s)] for s in sequences])
 
     def _round(self, mode: DecodeMode) -> RoundResult:
@@ -187,27 +195,23 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         return torch.cat(logits)[back].flatten(0, 1)
 
     def _observe(
-        self,
-        batch: Any,
-        groups: list[Group],
-        yielded: dict[int, list[int]],
-        started: float,
-        context_tokens: int,
+        self, batch: Any, parts: list[tuple[Group, list[list[int]]]], started: float
     ) -> None:
         """Shares the step's wall time by rows; SGLang's own part of it lies between two calls."""
         begun = self._ended_at if self._ended_at and not batch.after_idle_gap else started
-        seconds, rows = time.monotonic() - begun, len(yielded)
-        for group in groups:
+        seconds = time.monotonic() - begun
+        context_tokens = sum(s.cached for group, _ in parts for s in group.sequences)
+        for group, yielded in parts:
             self.state.observe(
                 StepObservation(
                     plan=group.plan,
                     sequences=len(group.sequences),
                     context_tokens=context_tokens,
                     seconds=seconds,
-                    yields=[len(yielded[id(s)]) for s in group.sequences],
-                    is_pure=len(groups) == 1,
+                    yields=[len(tokens) for tokens in yielded],
+                    is_pure=len(parts) == 1,
                 ),
-                share=len(group.sequences) / rows,
+                share=len(group.sequences) / len(batch.reqs),
             )
 
     def _result(self, batch: Any, yielded: list[list[int]]) -> GenerationBatchResult:
@@ -215,7 +219,6 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         width = max(1, *counts)
         padded = [tokens + [0] * (width - len(tokens)) for tokens in yielded]
         accepted = torch.tensor(counts, device=self.device)
-        lengths = batch.seq_lens + accepted
         return GenerationBatchResult(
             next_token_ids=torch.tensor(padded, device=self.device).flatten(),
             accept_lens=accepted.to(torch.int32),
@@ -223,9 +226,18 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
             speculative_output_stride=width,
             # SGLang counts accepted drafts as tokens less this, and cannot count below none.
             num_non_draft_tokens_per_req=1 if min(counts) else 0,
-            new_seq_lens=lengths,
-            next_draft_input=Carried(lengths),
+            new_seq_lens=batch.seq_lens + accepted,
         )
+
+
+def _return_spare_slots(batch: Any) -> None:
+    """What steps with blocks reserved ahead. Ordinary decoding adds each row's next slot behind the
+    last, wherever that is."""
+    for req in batch.reqs:
+        kv = req.kv
+        if kv.kv_allocated_len > kv.kv_committed_len:
+            batch.tree_cache.free_kv_row(kv, [(kv.kv_committed_len, kv.kv_allocated_len)])
+            kv.kv_allocated_len = kv.kv_committed_len
 
 
 def _grouped(sequences: list[Sequence], plan: Plan) -> list[Group]:
