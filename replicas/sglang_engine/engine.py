@@ -14,14 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -40,6 +37,7 @@ from replicas.engine import (
 )
 from replicas.governor import Change
 from replicas.sglang_engine.client import Chunk, Client
+from replicas.sglang_engine.control_folder import ControlFolder
 from replicas.sglang_engine.protocol import CONTROL_DIR_VARIABLE, PLAN_KEY, RequestOptions
 from replicas.sglang_engine.reports import Reports, Requests
 from replicas.sglang_engine.server import Command
@@ -81,14 +79,13 @@ class SGLangEngine:
     ) -> None:
         self._model, self._limits = model, limits
         self._describe = dict(describe or {})
-        self._directory = Path(tempfile.mkdtemp(prefix="trimode-sglang-"))
-        self._reports = Reports(
-            self._directory, schedule or Schedule.pinned(SAFE_PLAN), patience.stale_s
-        )
-        environment = {**command.environment, CONTROL_DIR_VARIABLE: str(self._directory)}
+        self._folder = ControlFolder()
+        directory = self._folder.path
+        self._reports = Reports(directory, schedule or Schedule.pinned(SAFE_PLAN), patience.stale_s)
+        environment = {**command.environment, CONTROL_DIR_VARIABLE: str(directory)}
         self._supervisor = Supervisor(
             Command(command.python, command.arguments, environment, command.module),
-            self._directory,
+            directory,
             self._reports.end_of_run,
             patience,
         )
@@ -149,7 +146,7 @@ class SGLangEngine:
         await self._supervisor.stop()
         for task in self._aborts:
             task.cancel()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._folder.remove()
 
     def describe(self) -> Mapping[str, Any]:
         return self._describe
