@@ -116,8 +116,8 @@ class Served:
                 title = (folder / "cmdline").read_bytes()
                 is_ours = os.getsid(int(folder.name)) == self.server.pid
                 if is_ours and title.startswith(b"sglang::scheduler"):
-                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                    threads = (folder / "task").glob("*/schedstat")
+                    return sum(int(t.read_text().split()[0]) for t in threads) / 1e9
         raise LookupError(f"server {self.server.pid} has no scheduler process")
 
     def flush_cache(self) -> None:
