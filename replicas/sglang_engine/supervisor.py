@@ -33,7 +33,7 @@ LOOK_EVERY_S = 0.1
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long what may take. `start_s` covers reading the largest weights from a slow disk, and
-    `stale_s` is a hundred times the interval between two reports of the plugin.
+    `stale_s` is 25 times the interval between two reports of the plugin.
 
     A server that ends more than `restarts` times within `window_s` is given up: the cause is not
     going to leave by itself, and another machine may not have it.

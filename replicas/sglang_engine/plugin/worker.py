@@ -145,7 +145,7 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         self.state.tallies[AR].add_round(result)
         self.state.totals.steps += 1
         self._observe(batch, [(group, result.tokens)], started)
-        # A tensor would be put aside as the next step's input, which `rows` makes from the requests.
+        # A tensor would be put aside for the next step, whose input `rows` makes from the requests.
         batch.input_ids = None
         return GenerationBatchResult(next_token_ids=[token for [token] in result.tokens])
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
+from threading import Event, Thread
 
 import pytest
 import torch
 
 from benchmarks.sglang_server import Ask, Served, serving
+from policies.vocabulary import Plan
 from replicas.engine import Request, SamplingParams
 from replicas.tiny import CHECKPOINT
 from replicas.tiny.tasks import TASKS, held_out_set
@@ -70,3 +73,22 @@ def embedded(prompts: list[Tokens], sampling: list[SamplingParams]) -> dict[Toke
             answers[prompt] += [t for delta in core.step() for t in delta.token_ids]
     torch.set_num_threads(threads)
     return answers
+
+
+def while_switching(served: Served, plans: Sequence[Plan], seed: int, work: Callable[[], object]):
+    """Runs `work` under a new random plan every few milliseconds."""
+    stopped, generator = Event(), random.Random(seed)
+
+    def switch() -> None:
+        plan = plans[0]
+        while not stopped.wait(0.01):
+            plan = generator.choice([p for p in plans if p != plan])
+            served.use(plan)
+
+    thread = Thread(target=switch)
+    thread.start()
+    try:
+        return work()
+    finally:
+        stopped.set()
+        thread.join()

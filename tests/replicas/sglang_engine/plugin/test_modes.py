@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Sequence
-from threading import Event, Thread
+from collections.abc import Sequence
+from threading import Thread
 
 import pytest
 
 from benchmarks.sglang_server import POOL_TOKENS, SLOTS, Answer, Ask, Served
 from policies.vocabulary import AR, Mode, Plan, Quality
 from replicas.engine import SamplingParams
+from replicas.sglang_engine.protocol import REPORT_INTERVAL_S, PluginReport
 from replicas.tiny import CHECKPOINT
 from replicas.torch_engine.model_config import read_model_config
-from tests.replicas.sglang_engine.plugin.conftest import LIMIT, Tokens, embedded
+from tests.replicas.sglang_engine.plugin.conftest import LIMIT, Tokens, embedded, while_switching
 
 pytestmark = pytest.mark.sglang
 
@@ -23,25 +23,6 @@ DIFFUSION = [Plan(Mode.DIFFUSION, length) for length in (4, 8, 16, 32)]
 EXACT = [AR, *SPECULATION]
 MASK = read_model_config(CHECKPOINT / "config.json").mask_token_id
 HOT = {"temperature": 0.9, "top_p": 0.95, "top_k": 40}
-
-
-def while_switching(served: Served, plans: Sequence[Plan], seed: int, work: Callable[[], object]):
-    """Runs `work` under a new random plan every few milliseconds."""
-    stopped, generator = Event(), random.Random(seed)
-
-    def switch() -> None:
-        plan = plans[0]
-        while not stopped.wait(0.01):
-            plan = generator.choice([p for p in plans if p != plan])
-            served.use(plan)
-
-    thread = Thread(target=switch)
-    thread.start()
-    try:
-        return work()
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def switches(served: Served) -> int:
@@ -253,8 +234,27 @@ def test_an_aborted_request_frees_its_slots(served: Served, prompts: list[Tokens
     served.until(lambda report: report.decoding == 0 and report.kv_tokens_used == 0)
 
 
+def test_in_ar_a_request_holds_a_slot_for_each_token_and_none_ahead(
+    served: Served, prompts: list[Tokens]
+) -> None:
+    def ahead(report: PluginReport) -> int:
+        return report.kv_tokens_used - report.context_tokens if report.decoding else 0
+
+    served.settle(SPECULATION[3])
+    endless = Ask(prompts[0], max_tokens=1500, sampling={"ignore_eos": True})
+    thread = Thread(target=served.ask, args=(endless,))
+    thread.start()
+    served.until(lambda report: ahead(report) > 8)
+    served.settle(AR)
+    served.until(lambda report: report.decoding == 1 and abs(ahead(report)) <= 1)
+    served.post("/abort_request", {"abort_all": True})
+    thread.join()
+    served.until(lambda report: report.kv_tokens_used == 0)
+
+
 def test_a_schedule_expires_without_a_refresh_on_an_idle_server_too(served: Served) -> None:
     served.use(SPECULATION[0], ttl_s=0.05)
-    time.sleep(0.1)  # it is wall-clock time that ends it, in another process
+    # Taken with the next report at the latest; it is wall-clock time that ends it, elsewhere.
+    time.sleep(REPORT_INTERVAL_S + 0.1)
     answer = served.ask(Ask([5, 6, 7], max_tokens=8, sampling={"ignore_eos": True}))
     assert set(answer.plans) == {None, AR}

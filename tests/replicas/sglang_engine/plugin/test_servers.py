@@ -19,6 +19,7 @@ from replicas.sglang_engine.protocol import read_report
 from replicas.torch_engine.checkpoint import load_checkpoint
 from replicas.torch_engine.engine import TorchEngine
 from replicas.torch_engine.loader import LoadOptions, build_engine
+from tests.replicas.sglang_engine.plugin.conftest import while_switching
 from tests.replicas.torch_engine.builders import COPYING
 from tests.replicas.torch_engine.checkpoints import write_checkpoint
 
@@ -28,6 +29,8 @@ SPECULATION = Plan(Mode.SELF_SPECULATION, 8)
 DIFFUSION = Plan(Mode.DIFFUSION, 8)
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "5"}
 """SGLang takes the slots of half the running requests away at every fifth step."""
+CROWDED = ("--max-total-tokens", "400", "--schedule-conservativeness", "0.1")
+"""KV slots for most of eight requests in AR, and not for a block of 32 each besides."""
 LONGEST = SamplingParams(max_tokens=80, ignore_eos=True)
 
 
@@ -102,6 +105,20 @@ def test_requests_that_lose_their_slots_are_not_changed_by_it(served: Served, pl
     assert [len(a.tokens) for a in together] == [80] * 8
     if plan.is_exact:  # a diffusion block begins elsewhere after a retraction
         assert [a.tokens for a in together] == alone
+
+
+@pytest.mark.usefixtures("_sglang")
+def test_a_change_to_blocks_that_there_is_no_room_for_loses_no_request(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """The plan is known before SGLang asks whether the step fits."""
+    asks = [Ask(p, max_tokens=80, sampling={"ignore_eos": True}) for p in prompts(8)]
+    with serving(tmp_path, *CROWDED, model=checkpoint) as crowded:
+        alone = [crowded.ask(ask).tokens for ask in asks]
+        plans = [AR, Plan(Mode.SELF_SPECULATION, 32)]
+        switched = while_switching(crowded, plans, 1, lambda: crowded.ask_all(asks * 2, 8))
+        assert crowded.fresh_report().preemptions > 0
+    assert [a.tokens for a in switched] == alone * 2
 
 
 @pytest.mark.usefixtures("_sglang")

@@ -164,6 +164,14 @@ def test_a_retracted_request_loses_its_block_and_keeps_its_seed() -> None:
     assert (sequence.block, sequence.block_plan, sequence.tokens[-1]) == (None, None, 9)
 
 
+def test_tokens_that_sglang_added_by_itself_are_taken_over() -> None:
+    req = sgl_request((8,))
+    sequence = sequence_of(req)
+    req.output_ids.extend([9, 10])
+    assert sequence_of(req).tokens == [5, 6, 7, 8, 9, 10]
+    assert (sequence.cached, sequence.remaining) == (5, 6)
+
+
 def test_plans_of_tokens_are_noted_for_those_who_asked() -> None:
     silent, asking = sgl_request(), sgl_request(custom_params=RequestOptions().to_custom_params())
     for req in (silent, asking):
