@@ -202,7 +202,7 @@ class CostModel:
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """Predicted tokens per sequence and step; `hard`: of a request of low acceptance."""
-        return (self._yields.hard_by_plan if hard else self._yields.by_plan)[plan]
+        return self._yields.tokens(plan, hard=hard)
 
     def throughput(self, plan: Plan, sequences: float, context_tokens: float) -> float:
         """Predicted tokens/s."""
@@ -289,9 +289,15 @@ class CostModel:
     def _renew(self) -> None:
         """What the estimates say, laid out for one pass over the plans."""
         self._revise_corrections()
-        tokens, hard = self._yields.by_plan, self._yields.hard_by_plan
+        tokens = self._yields.tokens
         self._rows = [
-            _Row(plan, tokens[plan], hard[plan], self._corrections[plan], self._general[plan])
+            _Row(
+                plan,
+                tokens(plan),
+                tokens(plan, hard=True),
+                self._corrections[plan],
+                self._general[plan],
+            )
             for plan in self.worth.plans
         ]
         self._remembered.clear()

@@ -179,9 +179,10 @@ def _learned_corrections(signals: Signals, known: Estimates) -> dict[Plan, float
 
 
 def _has_moved(model: CostModel, acceptance: Acceptance, corrections: Mapping[Plan, float]) -> bool:
-    known, found = model.yields.by_plan, acceptance.yields().by_plan
-    assumed = model.worth.corrections
-    return any(_differs(found[p], known[p], MATERIAL) for p in model.worth.plans) or any(
+    found, assumed = acceptance.yields(), model.worth.corrections
+    return any(
+        _differs(found.tokens(p), model.tokens(p), MATERIAL) for p in model.worth.plans
+    ) or any(
         _differs(factor, assumed.get(plan, 1.0), MATERIAL) for plan, factor in corrections.items()
     )
 
