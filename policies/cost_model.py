@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
 from policies.change_detector import ChangeDetector
 from policies.isotonic import isotonic
 from policies.machine_speed import FIRST_STEPS, MOST, MachineSpeed
-from policies.step_time import Profile
-from policies.vocabulary import AR, Mode, Plan, all_plans
+from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
+from policies.vocabulary import AR, Mode, Plan
 from policies.worth import Worth
 
 REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
@@ -27,7 +27,6 @@ SAMPLES = 32  # step times remembered per plan and batch bucket; the median of t
 TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket
 LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
 MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
-CONTEXT_STEP = 4  # buckets of context length per doubling
 ALARM_HALF_LIFE_S, ALARM_LASTS_S = 1.0, 3.0
 ALARM_FORGETS = 0.9
 """Share of the evidence dropped when the traffic has changed, and how fast what follows counts."""
@@ -72,7 +71,7 @@ class Values:
 
     by_plan: Mapping[Plan, float]
     best: Plan
-    within_limit: frozenset[Plan]
+    within_limit: Set[Plan]
 
 
 @dataclass(slots=True)
@@ -110,6 +109,7 @@ class CostModel:
 
     def __init__(self, worth: Worth, now: float = 0.0) -> None:
         self.worth = worth
+        self._profiled = ProfiledSteps.of(worth.profile)
         self.acceptance = Acceptance(worth.chances, diffusion=worth.diffusion)
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
@@ -136,6 +136,7 @@ class CostModel:
         if worth is self.worth:
             return
         self.worth = worth
+        self._profiled = ProfiledSteps.of(worth.profile)
         for plan in worth.plans:
             self._timings.setdefault(plan, {})
         self.acceptance = self.acceptance.with_prior(worth.chances)
@@ -171,22 +172,18 @@ class CostModel:
         self._revise_diffusion()
         self._renew()
 
-    def last_timed_at(self, plan: Plan, sequences: float) -> float:
-        """When a pure step of the plan was last timed at about this batch size."""
+    def timed(self, plan: Plan, sequences: float) -> tuple[int, float]:
+        """Step times remembered of the plan at about this batch size, and when the last of them
+        was taken."""
         timing = self._timings.get(plan, {}).get(batch_bucket(sequences))
-        return -math.inf if timing is None else timing.last_at
-
-    def samples(self, plan: Plan, sequences: float) -> int:
-        """Step times remembered of the plan at about this batch size."""
-        timing = self._timings.get(plan, {}).get(batch_bucket(sequences))
-        return 0 if timing is None else len(timing.ratios)
+        return (0, -math.inf) if timing is None else (len(timing.ratios), timing.last_at)
 
     # -- predicting -----------------------------------------------------------------------------
 
     def values(self, sequences: int, context_tokens: float) -> Values:
         """Every plan's worth at this load; remembered until the next revision."""
         sequences = max(1, sequences)
-        bucket = int(CONTEXT_STEP * math.log2(context_tokens / sequences + 64.0))
+        bucket = context_bucket(context_tokens / sequences)
         key = (sequences, bucket)
         known = self._remembered.get(key)
         if known is None:
@@ -197,7 +194,7 @@ class CostModel:
 
     def step_s(self, plan: Plan, sequences: float, context_tokens: float) -> float:
         """Predicted seconds of a step."""
-        profiled = self.worth.profile.step_s(plan, sequences, context_tokens)
+        profiled = self._profiled.step_s(plan, sequences, context_tokens)
         return profiled * self.correction(plan, sequences)
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
@@ -223,7 +220,7 @@ class CostModel:
     def _values(self, sequences: int, bucket: int) -> Values:
         profile, limit_s = self.worth.profile, self.worth.tpot_limit_s
         most = math.inf if profile.max_positions is None else profile.max_positions
-        steps, batch = profiled_steps(profile, sequences, bucket), batch_bucket(sequences)
+        steps, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
         by_plan: dict[Plan, float] = {}
         tpot: dict[Plan, float] = {}
         best, most_worth = AR, 0.0
@@ -237,13 +234,13 @@ class CostModel:
             if limit_s is not None:
                 tpot[plan] = step_s / hard_tokens
         if limit_s is None:
-            return Values(by_plan, best, frozenset(by_plan))
+            return Values(by_plan, best, by_plan.keys())
         within = frozenset(p for p, s in tpot.items() if s <= limit_s)
         within = within or frozenset((min(tpot, key=tpot.__getitem__),))
         return Values(by_plan, max(within, key=by_plan.__getitem__), within)
 
     def _time(self, step: StepObservation, now: float) -> None:
-        expected = self.worth.profile.step_s(step.plan, step.sequences, step.context_tokens)
+        expected = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
         ratio = step.seconds / (step.steps * expected)
         if not 1.0 / MOST <= ratio <= MOST:
             return
@@ -326,47 +323,17 @@ class CostModel:
         buckets = sorted(timings)
         medians = tuple(timings[bucket].median() for bucket in buckets)
         general = _mean(medians)
-        profile, times, weights, bases = self.worth.profile, [], [], []
+        times, weights, bases = [], [], []
         for bucket, median in zip(buckets, medians, strict=True):
             count = len(timings[bucket].ratios)
             shrunk = (count * median + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
-            base = profile.step_s(plan, bucket_centre(bucket), 512.0 * bucket_centre(bucket))
+            base = self._profiled.at_centre(plan, bucket)
             bases.append(base)
             times.append(base * shrunk)
             weights.append(float(count))
         smooth = isotonic(times, weights)
         corrections = (t / base for t, base in zip(smooth, bases, strict=True))
         return _Learned(medians, general, dict(zip(buckets, corrections, strict=True)))
-
-
-_PROFILED: dict[int, tuple[Profile, dict[tuple[int, int], dict[Plan, float]]]] = {}
-"""Step times multiplied out, by the identity of their profile: a fleet shares one."""
-MAX_PROFILES = 64
-
-
-def profiled_steps(profile: Profile, sequences: int, bucket: int) -> dict[Plan, float]:
-    """Seconds of a step of every plan, uncorrected, in a bucket of context lengths."""
-    known = _PROFILED.get(id(profile))
-    if known is None or known[0] is not profile:
-        if len(_PROFILED) >= MAX_PROFILES:
-            _PROFILED.clear()
-        known = _PROFILED[id(profile)] = (profile, {})
-    remembered = known[1]
-    steps = remembered.get((sequences, bucket))
-    if steps is None:
-        length = max(0.0, 2.0 ** ((bucket + 0.5) / CONTEXT_STEP) - 64.0)
-        steps = {p: profile.step_s(p, sequences, length * sequences) for p in all_plans()}
-        remembered[sequences, bucket] = steps
-    return steps
-
-
-def batch_bucket(sequences: float) -> int:
-    """Two buckets per doubling of the batch."""
-    return round(2.0 * math.log2(max(1.0, sequences)))
-
-
-def bucket_centre(bucket: int) -> float:
-    return float(2.0 ** (bucket / 2.0))
 
 
 def _mean(values: Sequence[float], fallback: float = 1.0) -> float:

@@ -178,7 +178,8 @@ class WorthRule:
         promise, plan = max(doubtful, default=(0.0, current), key=lambda pair: pair[0])
         if promise <= best:
             return None, False
-        return plan, self.model.samples(plan, decoding) == 0
+        samples, _ = self.model.timed(plan, decoding)
+        return plan, samples == 0
 
     def _acceptance_plan(self, values: Values) -> Plan | None:
         drafting = [p for p in values.by_plan if p.mode is Mode.SELF_SPECULATION]
@@ -189,9 +190,9 @@ class WorthRule:
 
     def _doubt(self, plan: Plan, decoding: int, now: float) -> float:
         """Factor by which a plan may be worth more than predicted."""
-        age_s = now - self.model.last_timed_at(plan, decoding)
-        ageing = min(MOST_AGEING, AGEING_PER_S * age_s)
-        return 1.0 + UNPROVEN / (1.0 + 4.0 * self.model.samples(plan, decoding)) + ageing
+        samples, last_at = self.model.timed(plan, decoding)
+        ageing = min(MOST_AGEING, AGEING_PER_S * (now - last_at))
+        return 1.0 + UNPROVEN / (1.0 + 4.0 * samples) + ageing
 
     def _probe_cost_s(
         self, plan: Plan, current: Plan, values: Values, decoding: int, context_tokens: int
