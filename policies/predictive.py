@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 from policies.acceptance import Acceptance
 from policies.cost_model import CostModel, Values
@@ -31,8 +30,7 @@ EXPLORE_S, EXPLORE_LENGTH = 60.0, 8
 tells what it would yield."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Of one replica: what is known of it, the schedule issued, and its plan at the last load."""
 
     known: Estimates
@@ -98,13 +96,13 @@ class Predictive:
             return self._at_load(signals, state, now)
         decision, after = self._at_load(signals, self._revised(signals, state, now), now)
         if self.local and decision.reason.is_hold and after.schedule is not state.schedule:
-            decision = replace(decision, reason=Reason.REVISED)
+            decision = decision._replace(reason=Reason.REVISED)
         return decision, after
 
     def merge(self, states: Mapping[str, State], now: float) -> Mapping[str, State]:
         """What every replica knows, given to all that run the same model on the same machine."""
         known = with_fleet({name: state.known for name, state in states.items()})
-        return {name: replace(state, known=known[name]) for name, state in states.items()}
+        return {name: state._replace(known=known[name]) for name, state in states.items()}
 
     # -- one replica ----------------------------------------------------------------------------
 
