@@ -65,8 +65,7 @@ class StepObservation:
         return sum(self.yields)
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(NamedTuple):
     """Predicted tokens/s by plan at one load. `best` keeps to the TPOT limit if any plan does."""
 
     by_plan: Mapping[Plan, float]
@@ -109,7 +108,7 @@ class CostModel:
 
     def __init__(self, worth: Worth, now: float = 0.0) -> None:
         self.worth = worth
-        self._profiled = ProfiledSteps.of(worth.profile)
+        self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
         self.acceptance = Acceptance(worth.chances, diffusion=worth.diffusion)
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
@@ -136,7 +135,7 @@ class CostModel:
         if worth is self.worth:
             return
         self.worth = worth
-        self._profiled = ProfiledSteps.of(worth.profile)
+        self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
         for plan in worth.plans:
             self._timings.setdefault(plan, {})
         self.acceptance = self.acceptance.with_prior(worth.chances)
@@ -224,10 +223,11 @@ class CostModel:
         by_plan: dict[Plan, float] = {}
         tpot: dict[Plan, float] = {}
         best, most_worth = AR, 0.0
-        for plan, tokens, hard_tokens, corrections, correction in self._rows:
+        for row, profiled_s in zip(self._rows, steps, strict=True):
+            plan, tokens, hard_tokens, corrections, correction = row
             if sequences * plan.block_length > most and plan != AR:
                 continue
-            step_s = steps[plan] * corrections.get(batch, correction)
+            step_s = profiled_s * corrections.get(batch, correction)
             by_plan[plan] = value = sequences * tokens / step_s
             if value > most_worth:
                 best, most_worth = plan, value

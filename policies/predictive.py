@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from copy import copy
+from functools import cache
 from typing import NamedTuple, Self
 
 from policies.acceptance import Acceptance
@@ -187,13 +188,10 @@ class Predictive:
 
 def bands(model: CostModel, context_length: float) -> tuple[Band, ...]:
     """The best plan by number of sequences, at one context length: the worth as people read it."""
-    found: list[Band] = []
-    for sequences in _grid(model.worth.profile.max_sequences):
-        plan = model.values(sequences, sequences * context_length).best
-        if found and found[-1].plan == plan:
-            found.pop()
-        found.append(Band(sequences, plan))
-    return (*found[:-1], Band(None, found[-1].plan))
+    grid = _grid(model.worth.profile.max_sequences)
+    best = [model.values(n, n * context_length).best for n in grid]
+    ends = zip(grid, best, best[1:], strict=False)
+    return (*(Band(n, plan) for n, plan, after in ends if plan != after), Band(None, best[-1]))
 
 
 def better(
@@ -236,13 +234,14 @@ def issued(
     return Decision(schedule, reason, detail, values.by_plan)
 
 
-def _grid(max_sequences: int) -> list[int]:
+@cache
+def _grid(max_sequences: int) -> tuple[int, ...]:
     """1, 2, 3, 4, 6, 8, 12 ... up to the limit."""
     grid, step = [1, 2, 3], 4
     while step <= max_sequences:
         grid += [step, step * 3 // 2]
         step *= 2
-    return [n for n in grid if n <= max_sequences] or [1]
+    return tuple(n for n in grid if n <= max_sequences) or (1,)
 
 
 def _reason(plan: Plan, decoding: float, state: State) -> Reason:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 
 from policies.step_time import Profile
-from policies.vocabulary import Plan, all_plans
+from policies.vocabulary import Plan
 
 CONTEXT_STEP = 4  # buckets of context length per doubling
 CENTRE_CONTEXT = 512.0  # tokens per sequence in the centre of a bucket of batches
@@ -16,28 +16,29 @@ MAX_PROFILES = 64
 class ProfiledSteps:
     """Uncorrected seconds of a step by the profile, on a grid and of the step last asked about."""
 
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
-        self._on_grid: dict[tuple[int, int], dict[Plan, float]] = {}
+    def __init__(self, profile: Profile, plans: tuple[Plan, ...]) -> None:
+        self.profile, self.plans = profile, plans
+        self._on_grid: dict[tuple[int, int], tuple[float, ...]] = {}
         self._at_centre: dict[tuple[Plan, int], float] = {}
         self._last: tuple[tuple[Plan, float, float] | None, float] = None, 0.0
 
     @classmethod
-    def of(cls, profile: Profile) -> ProfiledSteps:
+    def of(cls, profile: Profile, plans: tuple[Plan, ...]) -> ProfiledSteps:
         """The same object for the same profile; told by identity, comparing takes longer."""
-        known = _SHARED.get(id(profile))
+        key = id(profile), plans
+        known = _SHARED.get(key)
         if known is None or known.profile is not profile:
             if len(_SHARED) >= MAX_PROFILES:
                 _SHARED.clear()
-            known = _SHARED[id(profile)] = cls(profile)
+            known = _SHARED[key] = cls(profile, plans)
         return known
 
-    def on_grid(self, sequences: int, context: int) -> dict[Plan, float]:
-        """Of every plan, in a bucket of context lengths."""
+    def on_grid(self, sequences: int, context: int) -> tuple[float, ...]:
+        """Of every plan, in order, in a bucket of context lengths."""
         steps = self._on_grid.get((sequences, context))
         if steps is None:
             tokens = sequences * max(0.0, 2.0 ** ((context + 0.5) / CONTEXT_STEP) - 64.0)
-            steps = {p: self.profile.step_s(p, sequences, tokens) for p in all_plans()}
+            steps = tuple(self.profile.step_s(plan, sequences, tokens) for plan in self.plans)
             self._on_grid[sequences, context] = steps
         return steps
 
@@ -60,7 +61,7 @@ class ProfiledSteps:
         return step_s
 
 
-_SHARED: dict[int, ProfiledSteps] = {}
+_SHARED: dict[tuple[int, tuple[Plan, ...]], ProfiledSteps] = {}
 
 
 def context_bucket(length: float) -> int:
