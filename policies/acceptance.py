@@ -70,8 +70,7 @@ class Acceptance:
         blocks = {length: tokens[length - 1] for length in BLOCK_LENGTHS}
         mean, square = survival[1], survival[2]
         hard = max(0.0, mean - HARD_DEVIATIONS * math.sqrt(max(0.0, square - mean * mean)))
-        hard_blocks = {length: _geometric(hard, length) for length in BLOCK_LENGTHS}
-        return Yields(blocks, hard_blocks, self.diffusion)
+        return Yields(blocks, hard, self.diffusion)
 
     def after(
         self,
@@ -135,21 +134,22 @@ give mean and spread of acceptance between requests: E[q] and E[q^2]."""
 
 @dataclass(frozen=True, slots=True)
 class Yields:
-    """Tokens per sequence and step. `blocks` and, for a request of low acceptance, `hard_blocks`:
-    of self-speculation, by block length. `diffusion`: its ratios."""
+    """Tokens per sequence and step. `blocks`: of self-speculation, by block length. `hard`: chance
+    of any draft position in a request of low acceptance. `diffusion`: its ratios."""
 
     blocks: Mapping[int, float]
-    hard_blocks: Mapping[int, float]
+    hard: float
     diffusion: Mapping[int, float]
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """`hard`: of a request of low acceptance."""
         if plan.mode is Mode.AR:
             return 1.0
-        drafted = (self.hard_blocks if hard else self.blocks)[plan.block_length]
+        length = plan.block_length
+        drafted = _geometric(self.hard, length) if hard else self.blocks[length]
         if plan.mode is Mode.SELF_SPECULATION:
             return drafted
-        return max(DIFFUSION_FLOOR, 1.0 + self.diffusion[plan.block_length] * (drafted - 1.0))
+        return max(DIFFUSION_FLOOR, 1.0 + self.diffusion[length] * (drafted - 1.0))
 
 
 DIFFUSION_FLOOR = 0.5

@@ -94,7 +94,8 @@ class _Learned(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """All that is multiplied out of a plan; `correction` holds where no bucket has its own."""
+    """All that is multiplied out of a plan; `correction` holds where no bucket has its own, and
+    `hard_tokens` are needed only under a limit on TPOT."""
 
     plan: Plan
     tokens: float
@@ -286,12 +287,12 @@ class CostModel:
     def _renew(self) -> None:
         """What the estimates say, laid out for one pass over the plans."""
         self._revise_corrections()
-        tokens = self._yields.tokens
+        tokens, is_limited = self._yields.tokens, self.worth.tpot_limit_s is not None
         self._rows = [
             _Row(
                 plan,
                 tokens(plan),
-                tokens(plan, hard=True),
+                tokens(plan, hard=True) if is_limited else math.nan,
                 self._corrections[plan],
                 self._general[plan],
             )

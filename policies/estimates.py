@@ -182,8 +182,8 @@ def _has_moved(model: CostModel, acceptance: Acceptance, corrections: Mapping[Pl
     assumed = model.worth.corrections
     if any(_differs(f, assumed.get(p, 1.0), MATERIAL) for p, f in corrections.items()):
         return True
-    found = acceptance.yields()
-    return any(_differs(found.tokens(p), model.tokens(p), MATERIAL) for p in model.worth.plans)
+    found, known = acceptance.yields(), model.yields
+    return any(_differs(found.tokens(p), known.tokens(p), MATERIAL) for p in model.worth.plans)
 
 
 def _differs(value: float, other: float, share: float) -> bool:

@@ -247,7 +247,9 @@ class Guard:
         if known is not None and known.wanted is wanted:
             return known
         allowed = wanted.map_plans(self._allowed)
-        capped = allowed.map_plans(lambda plan: self._capped(plan, cap))
+        capped = allowed
+        if cap != slo.NO_CAP:
+            capped = allowed.map_plans(lambda plan: self._capped(plan, cap))
         fitted = replace(capped, ttl_s=self.rules.ttl_s, epoch=0, version=0)
         if len(self._fitted) >= MAX_FITTED:
             self._fitted.clear()
