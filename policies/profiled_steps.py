@@ -4,6 +4,7 @@ at every step and tick."""
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from policies.step_time import Profile
 from policies.vocabulary import Plan
@@ -69,6 +70,7 @@ def context_bucket(length: float) -> int:
     return int(CONTEXT_STEP * math.log2(length + 64.0))
 
 
+@lru_cache(4096)
 def batch_bucket(sequences: float) -> int:
     """Two buckets per doubling of the batch."""
     return round(2.0 * math.log2(max(1.0, sequences)))

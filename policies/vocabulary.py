@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:  # it builds on this module's words
     from policies.worth import Worth
@@ -38,9 +40,16 @@ class Quality(StrEnum):
     ANY = "any"
 
 
-@dataclass(frozen=True, slots=True)
+_PLANS: WeakValueDictionary[tuple[Mode, int, float], Plan] = WeakValueDictionary()
+"""Weak, for requests may name thresholds of their own."""
+_PLANS_LOCK = Lock()
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False, weakref_slot=True)
 class Plan:
     """Mode, block length in tokens (1 for AR) and, for diffusion only, the confidence threshold.
+
+    Equal plans are one object: they are compared, and keys, some hundred times in a step.
 
     Raises:
         ValueError: a block length the mode does not have, or a threshold outside (0, 1].
@@ -49,27 +58,22 @@ class Plan:
     mode: Mode
     block_length: int = 1
     threshold: float = DEFAULT_THRESHOLD
-    _hash: int = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mode", Mode(self.mode))
-        object.__setattr__(self, "_hash", hash((self.mode, self.block_length, self.threshold)))
-        allowed = (1,) if self.mode is Mode.AR else BLOCK_LENGTHS
-        if self.block_length not in allowed:
-            raise ValueError(
-                f"block length {self.block_length} is not one of {allowed} "
-                f"for mode {self.mode.value}"
-            )
-        if not 0.0 < self.threshold <= 1.0:
-            raise ValueError(f"threshold {self.threshold} must lie in (0, 1]")
-        if self.mode is not Mode.DIFFUSION and self.threshold != DEFAULT_THRESHOLD:
-            raise ValueError(f"only diffusion has a threshold, not mode {self.mode.value}")
-
-    def __hash__(self) -> int:
-        return self._hash  # plans are keys at every step
+    def __new__(
+        cls, mode: Mode | str, block_length: int = 1, threshold: float = DEFAULT_THRESHOLD
+    ) -> Plan:
+        key = Mode(mode), block_length, threshold
+        with _PLANS_LOCK:
+            plan = _PLANS.get(key)
+            if plan is None:
+                _check_plan(*key)
+                plan = object.__new__(cls)
+                for name, value in zip(("mode", "block_length", "threshold"), key, strict=True):
+                    object.__setattr__(plan, name, value)
+                _PLANS[key] = plan
+        return plan
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Hashes of texts differ between processes.
         return Plan, (self.mode, self.block_length, self.threshold)
 
     @property
@@ -101,6 +105,18 @@ class Plan:
             raise ValueError(
                 f"plan {text!r}: {error}; write ar, self_speculation/16 or diffusion/8@0.9"
             ) from None
+
+
+def _check_plan(mode: Mode, block_length: int, threshold: float) -> None:
+    allowed = (1,) if mode is Mode.AR else BLOCK_LENGTHS
+    if block_length not in allowed:
+        raise ValueError(
+            f"block length {block_length} is not one of {allowed} for mode {mode.value}"
+        )
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(f"threshold {threshold} must lie in (0, 1]")
+    if mode is not Mode.DIFFUSION and threshold != DEFAULT_THRESHOLD:
+        raise ValueError(f"only diffusion has a threshold, not mode {mode.value}")
 
 
 AR = Plan(Mode.AR)

@@ -1,6 +1,11 @@
 """Run with: pytest tests/policies/test_base.py"""
 
+import gc
 import math
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +13,7 @@ from policies.base import PolicyNotFound, load_policy
 from policies.decisions import Decision, Reading, Reason, Signals
 from policies.static import Static
 from policies.threshold import Threshold
-from policies.vocabulary import AR, Band, Plan, Schedule
+from policies.vocabulary import AR, Band, Mode, Plan, Schedule
 
 
 class Wish:
@@ -58,6 +63,31 @@ def test_a_reading_is_known_only_while_it_is_young():
     assert Reading(3.0, 2.1).within(2.0) is None
     assert Reading(3.0, None).within(2.0) is None
     assert Reading(0.0, 0.0).within(1.0) == 0.0
+
+
+def test_equal_plans_are_one_object_however_they_are_made():
+    plan = Plan(Mode.DIFFUSION, 8, 0.7)
+    assert Plan.parse("diffusion/8@0.7") is plan
+    assert pickle.loads(pickle.dumps(plan)) is plan
+    assert replace(plan, threshold=0.6) is not plan
+    assert replace(plan, threshold=0.6) is Plan("diffusion", 8, 0.6)
+
+
+def test_threads_that_make_a_plan_at_once_get_the_same():
+    thresholds = [0.5 + i / 10_000 for i in range(400)]
+
+    def made(_: int) -> list[Plan]:
+        return [Plan(Mode.DIFFUSION, 8, threshold) for threshold in thresholds]
+
+    with ThreadPoolExecutor(8) as pool:
+        by_thread = list(pool.map(made, range(8)))
+    assert all(len(set(plans)) == 1 for plans in zip(*by_thread, strict=True))
+
+
+def test_a_plan_that_nobody_uses_is_not_kept():
+    kept = weakref.ref(Plan(Mode.DIFFUSION, 8, 0.123))
+    gc.collect()
+    assert kept() is None
 
 
 def test_map_plans_merges_neighbours_that_become_equal():
