@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
 from operator import mul
+from typing import NamedTuple
 
 from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan
 
@@ -132,8 +133,7 @@ HARD_DEVIATIONS = 0.84
 give mean and spread of acceptance between requests: E[q] and E[q^2]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Yields:
+class Yields(NamedTuple):
     """Tokens per sequence and step. `blocks`: of self-speculation, by block length. `hard`: chance
     of any draft position in a request of low acceptance. `diffusion`: its ratios."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ class Values(NamedTuple):
 
     by_plan: Mapping[Plan, float]
     best: Plan
-    within_limit: Collection[Plan]
+    within_limit: Set[Plan]
 
 
 @dataclass(slots=True)
@@ -236,8 +236,8 @@ class CostModel:
                 tpot[plan] = step_s / hard_tokens
         if limit_s is None:
             return Values(by_plan, best, by_plan.keys())
-        within = tuple(plan for plan, s in tpot.items() if s <= limit_s)
-        within = within or (min(tpot, key=tpot.__getitem__),)
+        within: Set[Plan] = {plan: s for plan, s in tpot.items() if s <= limit_s}.keys()
+        within = within or {min(tpot, key=tpot.__getitem__)}
         return Values(by_plan, max(within, key=by_plan.__getitem__), within)
 
     def _time(self, step: StepObservation, now: float) -> None:
