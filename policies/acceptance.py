@@ -91,8 +91,7 @@ class Acceptance:
                 tried[i] += reached + counts[i + 1]
         # The prior fades four times slower: it is all there is where nothing is measured.
         prior_rounds = self.prior_rounds * keep**0.25
-        # `replace` takes as long as all of the above.
-        return Acceptance(self.prior, prior_rounds, tuple(tried), tuple(accepted), self.diffusion)
+        return self._with(tried, accepted, prior_rounds)
 
     def after_shares(self, shares: Sequence[float], rounds: float) -> Acceptance:
         """With `rounds` more rounds, of which `shares[i]` accepted position i."""
@@ -102,7 +101,13 @@ class Acceptance:
             tried[i] += rounds * reached
             reached = min(reached, share)
             accepted[i] += rounds * reached
-        return replace(self, tried=tuple(tried), accepted=tuple(accepted))
+        return self._with(tried, accepted, self.prior_rounds)
+
+    def _with(
+        self, tried: Sequence[float], accepted: Sequence[float], prior_rounds: float
+    ) -> Acceptance:
+        # `replace` takes as long as all the counting.
+        return Acceptance(self.prior, prior_rounds, tuple(tried), tuple(accepted), self.diffusion)
 
     def forgetting(self, share: float) -> Acceptance:
         """With `share` of the evidence dropped: the traffic has changed."""

@@ -41,6 +41,7 @@ ACCEPTANCE_LENGTH = 8  # block length for that, where it is allowed: long enough
 UNPROVEN = 1.0  # how much more a plan may be worth that was never timed at this load
 AGEING_PER_S = 0.002  # by which a timing is doubted more as it gets old
 MOST_AGEING = 0.3
+MOST_DOUBT = 1.0 + UNPROVEN + MOST_AGEING
 DISTRUST_BELOW = 0.7  # of the predicted throughput
 DISTRUST_BELOW_AR = 0.9  # of AR's: estimates may have followed the collapse and still be waiting
 DISTRUST_STEPS = 16
@@ -173,7 +174,7 @@ class WorthRule:
         doubtful = [
             (value * self._doubt(plan, decoding, now), plan)
             for plan, value in values.by_plan.items()
-            if plan != current
+            if plan != current and MOST_DOUBT * value > best
         ]
         promise, plan = max(doubtful, default=(0.0, current), key=lambda pair: pair[0])
         if promise <= best:
