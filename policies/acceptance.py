@@ -119,7 +119,7 @@ class Acceptance:
         )
 
     def with_prior(self, prior: Sequence[float], rounds: float = PRIOR_ROUNDS) -> Acceptance:
-        return replace(self, prior=tuple(prior), prior_rounds=rounds)
+        return Acceptance(tuple(prior), rounds, self.tried, self.accepted, self.diffusion)
 
     def with_diffusion(self, block_length: int, ratio: float) -> Acceptance:
         return replace(self, diffusion={**self.diffusion, block_length: ratio})

@@ -193,6 +193,22 @@ class CostModel:
             known = self._remembered[key] = self._values(sequences, bucket)
         return known
 
+    def best_by_batch(self, batches: Sequence[int], context_length: float) -> list[Plan]:
+        """What `values` calls best at these numbers of sequences, and no more than that."""
+        if self.worth.tpot_limit_s is not None or self.worth.profile.max_positions is not None:
+            return [self.values(n, n * context_length).best for n in batches]
+        rows, bucket, found = self._rows, context_bucket(context_length), []
+        for sequences in batches:
+            steps, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
+            values = [
+                sequences * tokens / (profiled_s * corrections.get(batch, correction))
+                for (_, tokens, _, corrections, correction), profiled_s in zip(
+                    rows, steps, strict=True
+                )
+            ]
+            found.append(rows[values.index(max(values))].plan)
+        return found
+
     def step_s(self, plan: Plan, sequences: float, context_tokens: float) -> float:
         """Predicted seconds of a step."""
         profiled = self._profiled.step_s(plan, sequences, context_tokens)

@@ -189,7 +189,7 @@ class Predictive:
 def bands(model: CostModel, context_length: float) -> tuple[Band, ...]:
     """The best plan by number of sequences, at one context length: the worth as people read it."""
     grid = _grid(model.worth.profile.max_sequences)
-    best = [model.values(n, n * context_length).best for n in grid]
+    best = model.best_by_batch(grid, context_length)
     ends = zip(grid, best, best[1:], strict=False)
     return (*(Band(n, plan) for n, plan, after in ends if plan != after), Band(None, best[-1]))
 

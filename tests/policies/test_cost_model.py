@@ -44,6 +44,16 @@ def test_worth_is_tokens_over_step_time():
     assert model.values(4, 2048).by_plan[SPEC_8] == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("fields", [{}, {"tpot_limit_s": 0.012}])
+def test_the_best_plan_by_batch_is_that_of_the_values(fields):
+    batches = (1, 4, 16, 64, 256)
+    worth = replace(WORTH, **fields)
+    model = learned(Machine(factors={SPEC_8: 3.0}), [SPEC_8, SPEC_4], sequences=4, worth=worth)
+    best = model.best_by_batch(batches, 512.0)
+    assert best == [model.values(n, n * 512.0).best for n in batches]
+    assert len(set(best)) > 1
+
+
 def test_more_sequences_shorten_the_best_block():
     model = CostModel(WORTH)
     lengths = [model.values(n, n * 128).best.block_length for n in (1, 8, 32, 60, 200)]
