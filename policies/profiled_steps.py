@@ -1,5 +1,7 @@
-"""Step times of a profile, each worked out once: a fleet has one profile, and asks the same of it
-at every step and tick."""
+"""Step times of a profile, each worked out once.
+
+A fleet has one profile, and asks the same of it at every step and tick.
+"""
 
 from __future__ import annotations
 

@@ -150,13 +150,7 @@ class WorthRule:
         if step.plan.mode is Mode.SELF_SPECULATION and step.sequences:
             self._drafted_at = now
         if step.plan == current and step.sequences > 0:
-            expected_s = self.model.step_s(step.plan, step.sequences, step.context_tokens)
-            is_timed = step.is_pure and 0.0 < step.seconds < math.inf
-            if is_timed:
-                self._observe_change(step.seconds - step.steps * expected_s)
-            # Under load most steps hold prefill, too: what they yield is then all that is known.
-            seconds = step.seconds if is_timed else step.steps * expected_s
-            self._observe_yield(step, seconds, expected_s, now)
+            self._judge(step, now)
         self.model.observe(step, now)
 
     # -- probing --------------------------------------------------------------------------------
@@ -206,6 +200,19 @@ class WorthRule:
         return step_s * (1.0 - values.by_plan[plan] / values.by_plan.get(current, math.inf))
 
     # -- observing ------------------------------------------------------------------------------
+
+    def _judge(self, step: StepObservation, now: float) -> None:
+        """Against what was expected, if it follows a change or requests queue."""
+        if not self._has_changed and not self._is_queueing:
+            self._disappointing = 0
+            return
+        expected_s = self.model.step_s(step.plan, step.sequences, step.context_tokens)
+        is_timed = step.is_pure and 0.0 < step.seconds < math.inf
+        if is_timed:
+            self._observe_change(step.seconds - step.steps * expected_s)
+        # Under load most steps hold prefill, too: what they yield is then all that is known.
+        seconds = step.seconds if is_timed else step.steps * expected_s
+        self._observe_yield(step, seconds, expected_s, now)
 
     def _observe_change(self, excess_s: float) -> None:
         if self._has_changed:
