@@ -33,10 +33,9 @@ ALARM_FORGETS = 0.9
 DIFFUSION_ROUNDS = 50.0  # rows in steps of diffusion after which half of a new ratio is believed
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class StepObservation:
-    """One decoding step of one plan, or several alike. Not to be changed; freezing it would cost
-    more than counting it.
+    """One decoding step of one plan, or several alike.
 
     `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
     `is_pure`: nothing else ran in the step (no prefill, no second plan), so that `seconds` is the
