@@ -295,15 +295,9 @@ class Guard:
             state.plan = schedule.plan_at(decoding)
         elif state.plan not in schedule.plans:
             state.plan = schedule.bands[0].plan
+        detail, predicted = decision.detail, decision.predicted
         settled = Decision(
-            schedule=schedule,
-            reason=reason,
-            detail=decision.detail,
-            predicted=decision.predicted,
-            plan=state.plan,
-            replica=signals.replica,
-            policy=self.name,
-            time_s=now,
+            schedule, reason, detail, predicted, state.plan, signals.replica, self.name, now
         )
         return settled, state
 
