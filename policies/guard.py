@@ -270,7 +270,7 @@ class Guard:
         if plan.block_length <= cap:
             return plan
         return self._first_allowed(
-            replace(plan, block_length=length)
+            Plan(plan.mode, length, plan.threshold)
             for length in reversed(BLOCK_LENGTHS)
             if length <= cap
         )

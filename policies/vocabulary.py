@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
-from threading import Lock
-from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:  # it builds on this module's words
     from policies.worth import Worth
@@ -40,41 +38,37 @@ class Quality(StrEnum):
     ANY = "any"
 
 
-_PLANS: WeakValueDictionary[tuple[Mode, int, float], Plan] = WeakValueDictionary()
-"""Weak, for requests may name thresholds of their own."""
-_PLANS_LOCK = Lock()
+class _Fields(NamedTuple):
+    mode: Mode
+    block_length: int = 1
+    threshold: float = DEFAULT_THRESHOLD
 
 
-@dataclass(frozen=True, slots=True, eq=False, init=False, weakref_slot=True)
-class Plan:
+class Plan(_Fields):
     """Mode, block length in tokens (1 for AR) and, for diffusion only, the confidence threshold.
 
-    Equal plans are one object: they are compared, and keys, some hundred times in a step.
+    A tuple, since plans are compared, and are keys, some hundred times in a step.
 
     Raises:
         ValueError: a block length the mode does not have, or a threshold outside (0, 1].
     """
 
-    mode: Mode
-    block_length: int = 1
-    threshold: float = DEFAULT_THRESHOLD
+    __slots__ = ()
 
     def __new__(
         cls, mode: Mode | str, block_length: int = 1, threshold: float = DEFAULT_THRESHOLD
-    ) -> Plan:
-        key = Mode(mode), block_length, threshold
-        with _PLANS_LOCK:
-            plan = _PLANS.get(key)
-            if plan is None:
-                _check_plan(*key)
-                plan = object.__new__(cls)
-                for name, value in zip(("mode", "block_length", "threshold"), key, strict=True):
-                    object.__setattr__(plan, name, value)
-                _PLANS[key] = plan
-        return plan
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Plan, (self.mode, self.block_length, self.threshold)
+    ) -> Self:
+        mode = Mode(mode)
+        allowed = (1,) if mode is Mode.AR else BLOCK_LENGTHS
+        if block_length not in allowed:
+            raise ValueError(
+                f"block length {block_length} is not one of {allowed} for mode {mode.value}"
+            )
+        if not 0.0 < threshold <= 1.0:
+            raise ValueError(f"threshold {threshold} must lie in (0, 1]")
+        if mode is not Mode.DIFFUSION and threshold != DEFAULT_THRESHOLD:
+            raise ValueError(f"only diffusion has a threshold, not mode {mode.value}")
+        return super().__new__(cls, mode, block_length, threshold)
 
     @property
     def is_exact(self) -> bool:
@@ -105,18 +99,6 @@ class Plan:
             raise ValueError(
                 f"plan {text!r}: {error}; write ar, self_speculation/16 or diffusion/8@0.9"
             ) from None
-
-
-def _check_plan(mode: Mode, block_length: int, threshold: float) -> None:
-    allowed = (1,) if mode is Mode.AR else BLOCK_LENGTHS
-    if block_length not in allowed:
-        raise ValueError(
-            f"block length {block_length} is not one of {allowed} for mode {mode.value}"
-        )
-    if not 0.0 < threshold <= 1.0:
-        raise ValueError(f"threshold {threshold} must lie in (0, 1]")
-    if mode is not Mode.DIFFUSION and threshold != DEFAULT_THRESHOLD:
-        raise ValueError(f"only diffusion has a threshold, not mode {mode.value}")
 
 
 AR = Plan(Mode.AR)

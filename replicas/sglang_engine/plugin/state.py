@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 
@@ -75,7 +75,7 @@ class DecoderState:
     def _fitting(self, plan: Plan) -> Plan:
         if plan.block_length <= self.max_block_length:
             return plan
-        return replace(plan, block_length=self.max_block_length)
+        return Plan(plan.mode, self.max_block_length, plan.threshold)
 
     def report(self) -> PluginReport:
         with self._lock:

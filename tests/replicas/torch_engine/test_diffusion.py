@@ -194,7 +194,7 @@ def test_the_mask_token_is_never_emitted(plan, temperature):
     head[MASK] = 10 * head[3]
     model = build_model(COPYING, weights | {"diffusion_head.weight": head})
     prompts = [(5, MASK, 7, MASK), (MASK,), (MASK,) * 30, tuple(range(3, 30))]
-    for low in (plan, replace(plan, threshold=0.05)):
+    for low in (plan, Plan(plan.mode, plan.block_length, 0.05)):
         engine = build_engine(model)
         outcomes = run_all(
             engine,
