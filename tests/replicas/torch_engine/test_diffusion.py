@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -118,7 +117,7 @@ def test_every_place_above_the_threshold_is_fixed_in_one_pass(tiny):
 def test_the_threshold_decides_the_number_of_passes(tiny, threshold, passes):
     script = Script([{1: (8, 0.6), 2: (9, 0.85), 3: (10, 0.8)}], {4: 5})
     engine = build_engine(tiny, forward=script)
-    plan = replace(BLOCK_4, threshold=threshold)
+    plan = Plan(BLOCK_4.mode, BLOCK_4.block_length, threshold)
     run_all(engine, [diffusing("r", (3, 4), 5, plan=plan)])
     # The last pass leaves nothing to choose, and max_tokens asks for the seed behind the block.
     assert engine.report().plans[BLOCK_4].denoising_steps == passes
