@@ -56,9 +56,9 @@ class Acceptance:
         """Chance of each position once those before it were accepted."""
         weight, chances = self.prior_rounds, []
         for prior, tried, accepted in zip(self.prior, self.tried, self.accepted, strict=True):
-            chance = (accepted + weight * prior) / (tried + weight) if tried + weight else prior
-            chances.append(chance)
-            weight *= prior  # the prior's rounds thin out as real ones do
+            hits = weight * prior
+            chances.append((accepted + hits) / (tried + weight) if tried + weight else prior)
+            weight = hits  # the prior's rounds thin out as real ones do
         return chances
 
     def survival(self) -> list[float]:
