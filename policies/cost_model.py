@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
@@ -90,7 +90,8 @@ class _Timing(NamedTuple):
 
     def at(self, now: float) -> float:
         """Steps that it still rests on."""
-        return self.steps * 0.5 ** (max(0.0, now - self.last_at) / TIMING_HALF_LIFE_S)
+        half_lives = max(0.0, now - self.last_at) / TIMING_HALF_LIFE_S
+        return self.steps * math.pow(0.5, half_lives)
 
     def after(self, ratio: float, steps: int, now: float) -> _Timing:
         known = min(float(SAMPLES), self.at(now) + steps)

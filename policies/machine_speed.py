@@ -33,7 +33,7 @@ Case = tuple[Plan, int]
 
 @dataclass(slots=True)
 class MachineSpeed:
-    """`factor` on every profiled step time; `jumps` counts the changes that were followed at once."""
+    """`factor` on every profiled step time; `jumps` counts changes that were followed at once."""
 
     factor: float = 1.0
     jumps: int = 0
