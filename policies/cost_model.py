@@ -9,22 +9,24 @@ and feeds it what it reads from metrics; replay uses the same. Time is an argume
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
 from policies.change_detector import ChangeDetector
 from policies.isotonic import isotonic
-from policies.machine_speed import FIRST_STEPS, MOST, MachineSpeed
+from policies.machine_speed import MOST, MachineSpeed, clipped
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
 from policies.vocabulary import AR, Mode, Plan
 from policies.worth import Worth
 
 REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
-SAMPLES = 32  # step times remembered per plan and batch bucket; the median of them counts
+SAMPLES = 32  # steps that a step time is the mean of, per plan and batch bucket
+TIMING_HALF_LIFE_S = 30.0
+OUTLIER = 4.0  # usual step times that one counts for at most
 TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket
+LEAST_SHARE = 0.2  # of a step with prefill that is decoding, whatever the profile says
 LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
 MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
 ALARM_HALF_LIFE_S, ALARM_LASTS_S = 1.0, 3.0
@@ -38,9 +40,9 @@ class StepObservation:
     """One decoding step of one plan, or several alike.
 
     `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
-    `is_pure`: nothing else ran in the step (no prefill, no second plan), so that `seconds` is the
-    plan's own. A simulation tells `steps` equal ones at once: `seconds` is then their sum, and
-    `counts[g]` the rows that kept g tokens, in place of `yields`.
+    `is_alone`: no second plan ran in the step, so that `seconds` are the plan's own but for
+    `prompt_tokens`, which were prefilled on the way. A simulation tells `steps` equal ones at once:
+    `seconds` is then their sum, and `counts[g]` the rows that kept g tokens, in place of `yields`.
     """
 
     plan: Plan
@@ -48,7 +50,8 @@ class StepObservation:
     context_tokens: int
     seconds: float
     yields: Sequence[int]
-    is_pure: bool = True
+    is_alone: bool = True
+    prompt_tokens: int = 0
     steps: int = 1
     counts: Sequence[int] = ()
 
@@ -73,22 +76,35 @@ class Values(NamedTuple):
     within_limit: Set[Plan]
 
 
-@dataclass(slots=True)
-class _Timing:
-    """What a plan's steps took, against the profile, in one bucket of batch sizes."""
+class _Timing(NamedTuple):
+    """What a plan's steps took, against the profile and the machine's speed, in one bucket of batch
+    sizes. `steps` are those it rests on: at most `SAMPLES`, and fewer the longer ago they were.
+    `usual`: the logarithm of what a step takes if nothing comes in between."""
 
-    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    steps: float = 0.0
+    mean: float = 1.0
+    usual: float | None = None
     last_at: float = -math.inf
 
-    def median(self) -> float:
-        ordered = sorted(self.ratios)
-        return ordered[len(ordered) // 2]
+    def at(self, now: float) -> float:
+        """Steps that it still rests on."""
+        half_lives = max(0.0, now - self.last_at) / TIMING_HALF_LIFE_S
+        return self.steps * math.pow(0.5, half_lives)
+
+    def after(self, ratio: float, steps: int, now: float) -> _Timing:
+        known = min(float(SAMPLES), self.at(now) + steps)
+        share, seen = min(1.0, steps / known), math.log(ratio)
+        usual = seen if self.usual is None else self.usual
+        # Tokens per second are made of what steps take on average, hiccups included; only what no
+        # other step comes near is cut off.
+        mean = self.mean + share * (min(ratio, OUTLIER * math.exp(usual)) - self.mean)
+        return _Timing(known, mean, usual + share * clipped(seen - usual), now)
 
 
 class _Learned(NamedTuple):
-    """A plan's corrections from its own timings: their medians, one for all batches, by bucket."""
+    """A plan's corrections from its own timings: their means, one for all batches, by bucket."""
 
-    medians: tuple[float, ...]
+    means: tuple[float, ...]
     general: float
     by_bucket: dict[int, float]
 
@@ -116,6 +132,8 @@ class CostModel:
         self._alarm_until = -math.inf
         self._speed = MachineSpeed()
         self._timings: dict[Plan, dict[int, _Timing]] = {plan: {} for plan in worth.plans}
+        self._calm: dict[tuple[Plan, int], _Timing] = {}
+        """Timings as they were before the machine's speed seemed to change."""
         self._timed: set[Plan] = set()
         """Plans with timings since their corrections were learned."""
         self._learned: dict[Plan, _Learned] = {}
@@ -156,7 +174,7 @@ class CostModel:
             sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
             sums[0] += step.rows
             sums[1] += step.tokens
-        if step.is_pure and step.sequences > 0:
+        if step.is_alone and step.sequences > 0:
             self._time(step, now)
         self._has_news = True
         if now - self._revised_at >= REFRESH_S:
@@ -172,11 +190,11 @@ class CostModel:
         self._revise_diffusion()
         self._renew()
 
-    def timed(self, plan: Plan, sequences: float) -> tuple[int, float]:
-        """Step times remembered of the plan at about this batch size, and when the last of them
-        was taken."""
+    def timed(self, plan: Plan, sequences: float) -> tuple[float, float]:
+        """Step times that the plan's correction at about this batch size rests on, and when the
+        last of them was taken."""
         timing = self._timings.get(plan, {}).get(batch_bucket(sequences))
-        return (0, -math.inf) if timing is None else (len(timing.ratios), timing.last_at)
+        return (0.0, -math.inf) if timing is None else (timing.at(self._revised_at), timing.last_at)
 
     # -- predicting -----------------------------------------------------------------------------
 
@@ -212,6 +230,14 @@ class CostModel:
         """Predicted seconds of a step."""
         profiled = self._profiled.step_s(plan, sequences, context_tokens)
         return profiled * self.correction(plan, sequences)
+
+    def decoding_s(self, step: StepObservation) -> float:
+        """Seconds of a step, without what its prefill took by the profile."""
+        if not step.prompt_tokens:
+            return step.seconds
+        positions = step.sequences * step.plan.block_length
+        added_s = self.worth.profile.curve.added_s(positions, step.prompt_tokens)
+        return max(step.seconds - self._speed.factor * added_s, LEAST_SHARE * step.seconds)
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """Predicted tokens per sequence and step; `hard`: of a request of low acceptance."""
@@ -257,21 +283,21 @@ class CostModel:
         return Values(by_plan, max(within, key=by_plan.__getitem__), within)
 
     def _time(self, step: StepObservation, now: float) -> None:
-        expected = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
-        ratio = step.seconds / (step.steps * expected)
+        expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
+        ratio = self.decoding_s(step) / (step.steps * expected_s)
         if not 1.0 / MOST <= ratio <= MOST:
             return
-        by_bucket, bucket = self._timings.setdefault(step.plan, {}), batch_bucket(step.sequences)
-        timing, case = by_bucket.get(bucket) or _Timing(), (step.plan, bucket)
-        if case != self._speed.case:
-            is_known = len(timing.ratios) >= FIRST_STEPS
-            self._speed.enter(case, timing.median() if is_known else None)
-        ratio = self._speed.relative(ratio, step.steps)
+        case = step.plan, batch_bucket(step.sequences)
+        by_bucket = self._timings.setdefault(step.plan, {})
+        timing, jumps = by_bucket.get(case[1]) or _Timing(), self._speed.jumps
+        ratio = self._speed.relative(case, ratio, timing.usual, step.steps)
         if not 1.0 / LARGEST_CORRECTION <= ratio <= LARGEST_CORRECTION:
             return
-        by_bucket[bucket] = timing
-        timing.ratios.extend([ratio] * min(step.steps, SAMPLES))
-        timing.last_at = now
+        if self._speed.jumps > jumps:  # what was charged to the plan meanwhile was the machine's
+            timing = self._calm.get(case, timing)
+        by_bucket[case[1]] = timing = timing.after(ratio, step.steps, now)
+        if self._speed.is_calm:
+            self._calm[case] = timing
         self._timed.add(step.plan)
 
     def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
@@ -322,7 +348,7 @@ class CostModel:
             learned[plan] = self._learn(plan)
         self._timed.clear()
         prior = _mean(list(worth.corrections.values()))
-        everywhere = _mean([ratio for own in learned.values() for ratio in own.medians], prior)
+        everywhere = _mean([ratio for own in learned.values() for ratio in own.means], prior)
         factor = self._speed.factor if worth.learns else 1.0
         for plan in worth.plans:
             own = learned.get(plan)
@@ -338,19 +364,19 @@ class CostModel:
         is noise."""
         timings = self._timings[plan]
         buckets = sorted(timings)
-        medians = tuple(timings[bucket].median() for bucket in buckets)
-        general = _mean(medians)
+        means = tuple(timings[bucket].mean for bucket in buckets)
+        general = _mean(means)
         times, weights, bases = [], [], []
-        for bucket, median in zip(buckets, medians, strict=True):
-            count = len(timings[bucket].ratios)
-            shrunk = (count * median + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
+        for bucket, mean in zip(buckets, means, strict=True):
+            count = timings[bucket].at(self._revised_at)
+            shrunk = (count * mean + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
             base = self._profiled.at_centre(plan, bucket)
             bases.append(base)
             times.append(base * shrunk)
             weights.append(float(count))
         smooth = isotonic(times, weights)
         corrections = (t / base for t, base in zip(smooth, bases, strict=True))
-        return _Learned(medians, general, dict(zip(buckets, corrections, strict=True)))
+        return _Learned(means, general, dict(zip(buckets, corrections, strict=True)))
 
 
 def _mean(values: Sequence[float], fallback: float = 1.0) -> float:

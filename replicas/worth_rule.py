@@ -207,11 +207,10 @@ class WorthRule:
             self._disappointing = 0
             return
         expected_s = self.model.step_s(step.plan, step.sequences, step.context_tokens)
-        is_timed = step.is_pure and 0.0 < step.seconds < math.inf
+        is_timed = step.is_alone and 0.0 < step.seconds < math.inf
+        seconds = self.model.decoding_s(step) if is_timed else step.steps * expected_s
         if is_timed:
-            self._observe_change(step.seconds - step.steps * expected_s)
-        # Under load most steps hold prefill, too: what they yield is then all that is known.
-        seconds = step.seconds if is_timed else step.steps * expected_s
+            self._observe_change(seconds - step.steps * expected_s)
         self._observe_yield(step, seconds, expected_s, now)
 
     def _observe_change(self, excess_s: float) -> None:

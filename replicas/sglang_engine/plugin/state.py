@@ -62,7 +62,7 @@ class DecoderState:
         kept = sum(step.yields)
         tally = self.tallies[step.plan]
         tally.committed += kept
-        tally.add_time(step.seconds * share, kept, is_pure=step.is_pure)
+        tally.add_time(step.seconds * share, kept, is_pure=step.is_alone)
         self.totals.generated_tokens += kept
         with self._lock:
             self.governor.observe(step, self.clock())

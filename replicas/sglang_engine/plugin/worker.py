@@ -205,7 +205,7 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
                     context_tokens=context_tokens,
                     seconds=seconds,
                     yields=[len(yielded[id(s)]) for s in group.sequences],
-                    is_pure=len(groups) == 1,
+                    is_alone=len(groups) == 1,
                 ),
                 share=len(group.sequences) / rows,
             )
