@@ -161,8 +161,9 @@ class CostModel:
         self._yields = self.acceptance.yields()
         self._renew()
 
-    def observe(self, step: StepObservation, now: float) -> None:
-        """Counts one step; estimates follow within `REFRESH_S`."""
+    def observe(self, step: StepObservation, now: float, *, is_timed: bool = True) -> None:
+        """Counts one step; estimates follow within `REFRESH_S`. `is_timed`: whether its seconds
+        say anything of the plan's."""
         if step.plan.mode is Mode.SELF_SPECULATION:
             length = step.plan.block_length
             counts = self._rounds.setdefault(length, [0.0] * (length + 1))
@@ -174,7 +175,7 @@ class CostModel:
             sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
             sums[0] += step.rows
             sums[1] += step.tokens
-        if step.is_alone and step.sequences > 0:
+        if is_timed and step.is_alone and step.sequences > 0:
             self._time(step, now)
         self._has_news = True
         if now - self._revised_at >= REFRESH_S:
