@@ -4,8 +4,8 @@ Three measurements. *Engine*: steps between the pick that first sees the whole n
 pick of the new plan, on an engine of its own with the same profile and policy. *Local*: clients
 appear or leave at once, and with them hard prompts: on a machine where one block length is best at
 any number of clients, nothing else asks for another plan. Unix time from then to the replica's
-first change of plan, HTTP, queueing, prefill, requests that still run and learning included. *Controller*: the same where the controller chooses
-(`local=False`), split into
+first change of plan; HTTP, queueing, prefill, requests that still run and learning are in it.
+*Controller*: the same where the controller chooses (`local=False`), split into
 
     scrape    load changed -> the decision's time (waiting for the round, and reading the metrics)
     decide    a whole round of the control loop, mean; part of it lies before the decision's time
