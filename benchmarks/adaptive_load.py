@@ -184,7 +184,11 @@ class Load:
 
     async def _client(self, index: int) -> None:
         while True:
+            while index >= self.concurrency:
+                await self._changed.wait()
             try:
+                # A new one after every rest: the server closes connections that are idle, and may
+                # be doing so just as the next request is written.
                 async with Connection("127.0.0.1", self._port) as connection:
                     await self._ask_on(connection, index)
             except OSError as error:  # a lost connection too; its request has been counted
@@ -192,10 +196,7 @@ class Load:
                 await asyncio.sleep(TICK_S)
 
     async def _ask_on(self, connection: Connection, index: int) -> None:
-        while True:
-            if index >= self.concurrency:
-                await self._changed.wait()
-                continue
+        while index < self.concurrency:
             pool = self._pools[self.traffic]
             wanted = pool[self._next % len(pool)]
             self._next += 1

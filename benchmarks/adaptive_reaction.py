@@ -2,9 +2,10 @@
 
 Three measurements. *Engine*: steps between the pick that first sees the whole new batch and the
 pick of the new plan, on an engine of its own with the same profile and policy. *Local*: clients
-appear or leave at once; Unix time from then to the replica's first change of plan, HTTP, queueing,
-prefill and requests that still run included. *Controller*: the same where the controller chooses
-(`local=False`), split into
+appear or leave at once, and with them hard prompts: on a machine where one block length is best at
+any number of clients, nothing else asks for another plan. Unix time from then to the replica's
+first change of plan; HTTP, queueing, prefill, requests that still run and learning are in it.
+*Controller*: the same where the controller chooses (`local=False`), split into
 
     scrape    load changed -> the decision's time (waiting for the round, and reading the metrics)
     decide    a whole round of the control loop, mean; part of it lies before the decision's time
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.adaptive_load import MAX_TOKENS, Load
-from benchmarks.adaptive_scenarios import MOST
+from benchmarks.adaptive_scenarios import EASY, HARD, MOST
 from benchmarks.adaptive_stack import Page, Stack
 from benchmarks.workload import DEMO_CHECKPOINT, Workload, held_out_mix
 from orchestrator.app_config import AppConfig
@@ -181,7 +182,7 @@ async def local(stack: Stack, load: Load, trials: int) -> Reaction:
     for level in [1, MOST] * trials:
         before = await _calm(stack, load, MOST + 1 - level, noise)
         changed_at = time.time()
-        load.set(level)
+        load.set(level, _traffic(level))
         page = await _switched(stack, changed_at, LOCAL_WAIT_S)
         if page is None:
             reaction.unchanged += 1
@@ -198,14 +199,14 @@ async def local(stack: Stack, load: Load, trials: int) -> Reaction:
 async def through_controller(stack: Stack, load: Load, trials: int) -> Reaction:
     """The controller scrapes, decides and delivers."""
     reaction, noise = Reaction("s"), Random(2)
-    load.set(MOST)
+    load.set(MOST, _traffic(MOST))
     await asyncio.sleep(CONTROLLER_WAIT_S)  # from idle: not to be taken for a reaction
     began = await stack.tick_totals()
     for level in [1, MOST] * trials:
         before = await _calm(stack, load, MOST + 1 - level, noise)
         await asyncio.sleep(SCHEDULE_DWELL_S)
         changed_at = time.time()
-        load.set(level)
+        load.set(level, _traffic(level))
         page = await _switched(stack, changed_at, CONTROLLER_WAIT_S, before)
         decided_at = await _decided_at(stack, page, changed_at)
         if page is None or decided_at is None:
@@ -225,8 +226,12 @@ async def through_controller(stack: Stack, load: Load, trials: int) -> Reaction:
     return reaction
 
 
+def _traffic(level: int) -> str:
+    return HARD if level == MOST else EASY
+
+
 async def _calm(stack: Stack, load: Load, level: int, noise: Random) -> Page:
-    load.set(level)
+    load.set(level, _traffic(level))
     await asyncio.sleep(noise.uniform(*CALM_S))
     return await stack.page()
 

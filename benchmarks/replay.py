@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -222,7 +222,7 @@ class _Given(Static):
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(schedule.bands[0].plan)
-        self._decision = replace(self._decision, schedule=schedule)
+        self._decision = self._decision._replace(schedule=schedule)
 
 
 def _bars(points: Sequence[Point]) -> list[Bar]:

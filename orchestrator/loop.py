@@ -188,7 +188,7 @@ def _with(state: LoopState, name: str, replica: ReplicaState) -> LoopState:
 def _marked(decision: Decision, advisory: bool) -> Decision:
     # A pin is an operator's order, not a policy's opinion: advisory mode carries it out.
     if advisory and decision.reason is not Reason.PINNED:
-        return replace(decision, advisory=True)
+        return decision._replace(advisory=True)
     return decision
 
 
@@ -216,7 +216,7 @@ def _remember(history: tuple[Entry, ...], decision: Decision) -> tuple[Entry, ..
     if history and _is_repeat(history[-1].decision, decision):
         last = history[-1]
         # The run keeps when it began; what was seen and predicted is the latest.
-        latest = replace(decision, time_s=last.decision.time_s)
+        latest = decision._replace(time_s=last.decision.time_s)
         return (*history[:-1], Entry(latest, decision.time_s, last.count + 1))
     return (*history, Entry(decision, decision.time_s))[-HISTORY_LENGTH:]
 

@@ -12,8 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
 
-from policies.vocabulary import AR, BLOCK_LENGTHS, Mode, Plan
+from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan
 
 POSITIONS = BLOCK_LENGTHS[-1] - 1
 """Draft positions of the longest block."""
@@ -32,13 +35,6 @@ def default_hazards() -> tuple[float, ...]:
     """Chance that draft position i is accepted once those before it were, with nothing known."""
     survival = [sum(w * q**i for w, q in MIXTURE) for i in range(POSITIONS + 1)]
     return tuple(survival[i + 1] / survival[i] for i in range(POSITIONS))
-
-
-@cache
-def _block_plans() -> tuple[tuple[int, Plan, Plan], ...]:
-    return tuple(
-        (n, Plan(Mode.SELF_SPECULATION, n), Plan(Mode.DIFFUSION, n)) for n in BLOCK_LENGTHS
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +56,22 @@ class Acceptance:
         """Chance of each position once those before it were accepted."""
         weight, chances = self.prior_rounds, []
         for prior, tried, accepted in zip(self.prior, self.tried, self.accepted, strict=True):
-            chance = (accepted + weight * prior) / (tried + weight) if tried + weight else prior
-            chances.append(chance)
-            weight *= prior  # the prior's rounds thin out as real ones do
+            hits = weight * prior
+            chances.append((accepted + hits) / (tried + weight) if tried + weight else prior)
+            weight = hits  # the prior's rounds thin out as real ones do
         return chances
 
     def survival(self) -> list[float]:
         """Chance that the first i drafted tokens are accepted, i = 0 .. POSITIONS."""
-        survival = [1.0]
-        for chance in self.chances():
-            survival.append(survival[-1] * chance)
-        return survival
+        return list(accumulate(self.chances(), mul, initial=1.0))
 
     def yields(self) -> Yields:
         survival = self.survival()
-        blocks = {length: sum(survival[:length]) for length in BLOCK_LENGTHS}
+        tokens = list(accumulate(survival))
+        blocks = {length: tokens[length - 1] for length in BLOCK_LENGTHS}
         mean, square = survival[1], survival[2]
         hard = max(0.0, mean - HARD_DEVIATIONS * math.sqrt(max(0.0, square - mean * mean)))
-        hard_blocks = {length: _geometric(hard, length) for length in BLOCK_LENGTHS}
-        return Yields(blocks, self._by_plan(blocks), self._by_plan(hard_blocks))
-
-    def _by_plan(self, drafts: Mapping[int, float]) -> dict[Plan, float]:
-        tokens = {AR: 1.0}
-        for length, self_speculation, diffusion in _block_plans():
-            drafted = drafts[length]
-            tokens[self_speculation] = drafted
-            gained = self.diffusion[length] * (drafted - 1.0)
-            tokens[diffusion] = max(DIFFUSION_FLOOR, 1.0 + gained)
-        return tokens
+        return Yields(blocks, hard, self.diffusion)
 
     def after(
         self,
@@ -107,9 +91,7 @@ class Acceptance:
                 tried[i] += reached + counts[i + 1]
         # The prior fades four times slower: it is all there is where nothing is measured.
         prior_rounds = self.prior_rounds * keep**0.25
-        return replace(
-            self, tried=tuple(tried), accepted=tuple(accepted), prior_rounds=prior_rounds
-        )
+        return self._with(tried, accepted, prior_rounds)
 
     def after_shares(self, shares: Sequence[float], rounds: float) -> Acceptance:
         """With `rounds` more rounds, of which `shares[i]` accepted position i."""
@@ -119,7 +101,13 @@ class Acceptance:
             tried[i] += rounds * reached
             reached = min(reached, share)
             accepted[i] += rounds * reached
-        return replace(self, tried=tuple(tried), accepted=tuple(accepted))
+        return self._with(tried, accepted, self.prior_rounds)
+
+    def _with(
+        self, tried: Sequence[float], accepted: Sequence[float], prior_rounds: float
+    ) -> Acceptance:
+        # `replace` takes as long as all the counting.
+        return Acceptance(self.prior, prior_rounds, tuple(tried), tuple(accepted), self.diffusion)
 
     def forgetting(self, share: float) -> Acceptance:
         """With `share` of the evidence dropped: the traffic has changed."""
@@ -131,7 +119,7 @@ class Acceptance:
         )
 
     def with_prior(self, prior: Sequence[float], rounds: float = PRIOR_ROUNDS) -> Acceptance:
-        return replace(self, prior=tuple(prior), prior_rounds=rounds)
+        return Acceptance(tuple(prior), rounds, self.tried, self.accepted, self.diffusion)
 
     def with_diffusion(self, block_length: int, ratio: float) -> Acceptance:
         return replace(self, diffusion={**self.diffusion, block_length: ratio})
@@ -150,14 +138,23 @@ HARD_DEVIATIONS = 0.84
 give mean and spread of acceptance between requests: E[q] and E[q^2]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Yields:
-    """Tokens per sequence and step. `blocks`: of self-speculation, by block length; `by_plan` of
-    every plan, `hard_by_plan` for a request of low acceptance."""
+class Yields(NamedTuple):
+    """Tokens per sequence and step. `blocks`: of self-speculation, by block length. `hard`: chance
+    of any draft position in a request of low acceptance. `diffusion`: its ratios."""
 
     blocks: Mapping[int, float]
-    by_plan: Mapping[Plan, float]
-    hard_by_plan: Mapping[Plan, float]
+    hard: float
+    diffusion: Mapping[int, float]
+
+    def tokens(self, plan: Plan, *, hard: bool = False) -> float:
+        """`hard`: of a request of low acceptance."""
+        if plan.mode is Mode.AR:
+            return 1.0
+        length = plan.block_length
+        drafted = _geometric(self.hard, length) if hard else self.blocks[length]
+        if plan.mode is Mode.SELF_SPECULATION:
+            return drafted
+        return max(DIFFUSION_FLOOR, 1.0 + self.diffusion[length] * (drafted - 1.0))
 
 
 DIFFUSION_FLOOR = 0.5

@@ -18,10 +18,11 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from policies.cost_model import Values, batch_bucket
+from policies.cost_model import Values
 from policies.decisions import Decision, Reason, Signals
 from policies.estimates import Estimates, with_fleet
 from policies.predictive import Predictive, better, issued, pinned
+from policies.profiled_steps import batch_bucket
 from policies.step_time import Profile, forwards_per_step
 from policies.vocabulary import AR, Plan, Schedule
 

@@ -44,10 +44,11 @@ def _deviation(
     count = total = square = mean = 0.0
     for length, counts in rounds.items():
         for tokens, seen in enumerate(counts):
-            count += seen
-            total += seen * tokens
-            square += seen * tokens * tokens
-            mean += seen * expected[length]
+            if seen:  # few are
+                count += seen
+                total += seen * tokens
+                square += seen * tokens * tokens
+                mean += seen * expected[length]
     if count < 2:
         return None
     variance = max(0.25, square / count - (total / count) ** 2)

@@ -9,25 +9,26 @@ and feeds it what it reads from metrics; replay uses the same. Time is an argume
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
 from policies.change_detector import ChangeDetector
 from policies.isotonic import isotonic
-from policies.machine_speed import FIRST_STEPS, MOST, MachineSpeed
-from policies.step_time import Profile
-from policies.vocabulary import AR, Mode, Plan, all_plans
+from policies.machine_speed import MOST, MachineSpeed, clipped
+from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
+from policies.vocabulary import AR, Mode, Plan
 from policies.worth import Worth
 
 REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
-SAMPLES = 32  # step times remembered per plan and batch bucket; the median of them counts
+SAMPLES = 32  # steps that a step time is the mean of, per plan and batch bucket
+TIMING_HALF_LIFE_S = 30.0
+OUTLIER = 4.0  # usual step times that one counts for at most
 TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket
+LEAST_SHARE = 0.2  # of a step with prefill that is decoding, whatever the profile says
 LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
 MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
-CONTEXT_STEP = 4  # buckets of context length per doubling
 ALARM_HALF_LIFE_S, ALARM_LASTS_S = 1.0, 3.0
 ALARM_FORGETS = 0.9
 """Share of the evidence dropped when the traffic has changed, and how fast what follows counts."""
@@ -39,9 +40,9 @@ class StepObservation:
     """One decoding step of one plan, or several alike.
 
     `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
-    `is_pure`: nothing else ran in the step (no prefill, no second plan), so that `seconds` is the
-    plan's own. A simulation tells `steps` equal ones at once: `seconds` is then their sum, and
-    `counts[g]` the rows that kept g tokens, in place of `yields`.
+    `is_alone`: no second plan ran in the step, so that `seconds` are the plan's own but for
+    `prompt_tokens`, which were prefilled on the way. A simulation tells `steps` equal ones at once:
+    `seconds` is then their sum, and `counts[g]` the rows that kept g tokens, in place of `yields`.
     """
 
     plan: Plan
@@ -49,7 +50,8 @@ class StepObservation:
     context_tokens: int
     seconds: float
     yields: Sequence[int]
-    is_pure: bool = True
+    is_alone: bool = True
+    prompt_tokens: int = 0
     steps: int = 1
     counts: Sequence[int] = ()
 
@@ -66,37 +68,50 @@ class StepObservation:
         return sum(self.yields)
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(NamedTuple):
     """Predicted tokens/s by plan at one load. `best` keeps to the TPOT limit if any plan does."""
 
     by_plan: Mapping[Plan, float]
     best: Plan
-    within_limit: frozenset[Plan]
+    within_limit: Set[Plan]
 
 
-@dataclass(slots=True)
-class _Timing:
-    """What a plan's steps took, against the profile, in one bucket of batch sizes."""
+class _Timing(NamedTuple):
+    """What a plan's steps took, against the profile and the machine's speed, in one bucket of batch
+    sizes. `steps` are those it rests on: at most `SAMPLES`, and fewer the longer ago they were.
+    `usual`: the logarithm of what a step takes if nothing comes in between."""
 
-    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    steps: float = 0.0
+    mean: float = 1.0
+    usual: float | None = None
     last_at: float = -math.inf
 
-    def median(self) -> float:
-        ordered = sorted(self.ratios)
-        return ordered[len(ordered) // 2]
+    def at(self, now: float) -> float:
+        """Steps that it still rests on."""
+        half_lives = max(0.0, now - self.last_at) / TIMING_HALF_LIFE_S
+        return self.steps * math.pow(0.5, half_lives)
+
+    def after(self, ratio: float, steps: int, now: float) -> _Timing:
+        known = min(float(SAMPLES), self.at(now) + steps)
+        share, seen = min(1.0, steps / known), math.log(ratio)
+        usual = seen if self.usual is None else self.usual
+        # Tokens per second are made of what steps take on average, hiccups included; only what no
+        # other step comes near is cut off.
+        mean = self.mean + share * (min(ratio, OUTLIER * math.exp(usual)) - self.mean)
+        return _Timing(known, mean, usual + share * clipped(seen - usual), now)
 
 
 class _Learned(NamedTuple):
-    """A plan's corrections from its own timings: their medians, one for all batches, by bucket."""
+    """A plan's corrections from its own timings: their means, one for all batches, by bucket."""
 
-    medians: tuple[float, ...]
+    means: tuple[float, ...]
     general: float
     by_bucket: dict[int, float]
 
 
 class _Row(NamedTuple):
-    """All that is multiplied out of a plan; `correction` holds where no bucket has its own."""
+    """All that is multiplied out of a plan; `correction` holds where no bucket has its own, and
+    `hard_tokens` are needed only under a limit on TPOT."""
 
     plan: Plan
     tokens: float
@@ -110,12 +125,15 @@ class CostModel:
 
     def __init__(self, worth: Worth, now: float = 0.0) -> None:
         self.worth = worth
+        self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
         self.acceptance = Acceptance(worth.chances, diffusion=worth.diffusion)
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
         self._alarm_until = -math.inf
         self._speed = MachineSpeed()
         self._timings: dict[Plan, dict[int, _Timing]] = {plan: {} for plan in worth.plans}
+        self._calm: dict[tuple[Plan, int], _Timing] = {}
+        """Timings as they were before the machine's speed seemed to change."""
         self._timed: set[Plan] = set()
         """Plans with timings since their corrections were learned."""
         self._learned: dict[Plan, _Learned] = {}
@@ -136,14 +154,16 @@ class CostModel:
         if worth is self.worth:
             return
         self.worth = worth
+        self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
         for plan in worth.plans:
             self._timings.setdefault(plan, {})
         self.acceptance = self.acceptance.with_prior(worth.chances)
         self._yields = self.acceptance.yields()
         self._renew()
 
-    def observe(self, step: StepObservation, now: float) -> None:
-        """Counts one step; estimates follow within `REFRESH_S`."""
+    def observe(self, step: StepObservation, now: float, *, is_timed: bool = True) -> None:
+        """Counts one step; estimates follow within `REFRESH_S`. `is_timed`: whether its seconds
+        say anything of the plan's."""
         if step.plan.mode is Mode.SELF_SPECULATION:
             length = step.plan.block_length
             counts = self._rounds.setdefault(length, [0.0] * (length + 1))
@@ -155,7 +175,7 @@ class CostModel:
             sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
             sums[0] += step.rows
             sums[1] += step.tokens
-        if step.is_pure and step.sequences > 0:
+        if is_timed and step.is_alone and step.sequences > 0:
             self._time(step, now)
         self._has_news = True
         if now - self._revised_at >= REFRESH_S:
@@ -171,22 +191,18 @@ class CostModel:
         self._revise_diffusion()
         self._renew()
 
-    def last_timed_at(self, plan: Plan, sequences: float) -> float:
-        """When a pure step of the plan was last timed at about this batch size."""
+    def timed(self, plan: Plan, sequences: float) -> tuple[float, float]:
+        """Step times that the plan's correction at about this batch size rests on, and when the
+        last of them was taken."""
         timing = self._timings.get(plan, {}).get(batch_bucket(sequences))
-        return -math.inf if timing is None else timing.last_at
-
-    def samples(self, plan: Plan, sequences: float) -> int:
-        """Step times remembered of the plan at about this batch size."""
-        timing = self._timings.get(plan, {}).get(batch_bucket(sequences))
-        return 0 if timing is None else len(timing.ratios)
+        return (0.0, -math.inf) if timing is None else (timing.at(self._revised_at), timing.last_at)
 
     # -- predicting -----------------------------------------------------------------------------
 
     def values(self, sequences: int, context_tokens: float) -> Values:
         """Every plan's worth at this load; remembered until the next revision."""
         sequences = max(1, sequences)
-        bucket = int(CONTEXT_STEP * math.log2(context_tokens / sequences + 64.0))
+        bucket = context_bucket(context_tokens / sequences)
         key = (sequences, bucket)
         known = self._remembered.get(key)
         if known is None:
@@ -195,14 +211,38 @@ class CostModel:
             known = self._remembered[key] = self._values(sequences, bucket)
         return known
 
+    def best_by_batch(self, batches: Sequence[int], context_length: float) -> list[Plan]:
+        """What `values` calls best at these numbers of sequences, and no more than that."""
+        if self.worth.tpot_limit_s is not None or self.worth.profile.max_positions is not None:
+            return [self.values(n, n * context_length).best for n in batches]
+        rows, bucket, found = self._rows, context_bucket(context_length), []
+        for sequences in batches:
+            steps, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
+            values = [
+                sequences * tokens / (profiled_s * corrections.get(batch, correction))
+                for (_, tokens, _, corrections, correction), profiled_s in zip(
+                    rows, steps, strict=True
+                )
+            ]
+            found.append(rows[values.index(max(values))].plan)
+        return found
+
     def step_s(self, plan: Plan, sequences: float, context_tokens: float) -> float:
         """Predicted seconds of a step."""
-        profiled = self.worth.profile.step_s(plan, sequences, context_tokens)
+        profiled = self._profiled.step_s(plan, sequences, context_tokens)
         return profiled * self.correction(plan, sequences)
+
+    def decoding_s(self, step: StepObservation) -> float:
+        """Seconds of a step, without what its prefill took by the profile."""
+        if not step.prompt_tokens:
+            return step.seconds
+        positions = step.sequences * step.plan.block_length
+        added_s = self.worth.profile.curve.added_s(positions, step.prompt_tokens)
+        return max(step.seconds - self._speed.factor * added_s, LEAST_SHARE * step.seconds)
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """Predicted tokens per sequence and step; `hard`: of a request of low acceptance."""
-        return (self._yields.hard_by_plan if hard else self._yields.by_plan)[plan]
+        return self._yields.tokens(plan, hard=hard)
 
     def throughput(self, plan: Plan, sequences: float, context_tokens: float) -> float:
         """Predicted tokens/s."""
@@ -223,41 +263,42 @@ class CostModel:
     def _values(self, sequences: int, bucket: int) -> Values:
         profile, limit_s = self.worth.profile, self.worth.tpot_limit_s
         most = math.inf if profile.max_positions is None else profile.max_positions
-        steps, batch = profiled_steps(profile, sequences, bucket), batch_bucket(sequences)
+        steps, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
         by_plan: dict[Plan, float] = {}
         tpot: dict[Plan, float] = {}
         best, most_worth = AR, 0.0
-        for plan, tokens, hard_tokens, corrections, correction in self._rows:
+        for row, profiled_s in zip(self._rows, steps, strict=True):
+            plan, tokens, hard_tokens, corrections, correction = row
             if sequences * plan.block_length > most and plan != AR:
                 continue
-            step_s = steps[plan] * corrections.get(batch, correction)
+            step_s = profiled_s * corrections.get(batch, correction)
             by_plan[plan] = value = sequences * tokens / step_s
             if value > most_worth:
                 best, most_worth = plan, value
             if limit_s is not None:
                 tpot[plan] = step_s / hard_tokens
         if limit_s is None:
-            return Values(by_plan, best, frozenset(by_plan))
-        within = frozenset(p for p, s in tpot.items() if s <= limit_s)
-        within = within or frozenset((min(tpot, key=tpot.__getitem__),))
+            return Values(by_plan, best, by_plan.keys())
+        within: Set[Plan] = {plan: s for plan, s in tpot.items() if s <= limit_s}.keys()
+        within = within or {min(tpot, key=tpot.__getitem__)}
         return Values(by_plan, max(within, key=by_plan.__getitem__), within)
 
     def _time(self, step: StepObservation, now: float) -> None:
-        expected = self.worth.profile.step_s(step.plan, step.sequences, step.context_tokens)
-        ratio = step.seconds / (step.steps * expected)
+        expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
+        ratio = self.decoding_s(step) / (step.steps * expected_s)
         if not 1.0 / MOST <= ratio <= MOST:
             return
-        by_bucket, bucket = self._timings.setdefault(step.plan, {}), batch_bucket(step.sequences)
-        timing, case = by_bucket.get(bucket) or _Timing(), (step.plan, bucket)
-        if case != self._speed.case:
-            is_known = len(timing.ratios) >= FIRST_STEPS
-            self._speed.enter(case, timing.median() if is_known else None)
-        ratio = self._speed.relative(ratio, step.steps)
+        case = step.plan, batch_bucket(step.sequences)
+        by_bucket = self._timings.setdefault(step.plan, {})
+        timing, jumps = by_bucket.get(case[1]) or _Timing(), self._speed.jumps
+        ratio = self._speed.relative(case, ratio, timing.usual, step.steps)
         if not 1.0 / LARGEST_CORRECTION <= ratio <= LARGEST_CORRECTION:
             return
-        by_bucket[bucket] = timing
-        timing.ratios.extend([ratio] * min(step.steps, SAMPLES))
-        timing.last_at = now
+        if self._speed.jumps > jumps:  # what was charged to the plan meanwhile was the machine's
+            timing = self._calm.get(case, timing)
+        by_bucket[case[1]] = timing = timing.after(ratio, step.steps, now)
+        if self._speed.is_calm:
+            self._calm[case] = timing
         self._timed.add(step.plan)
 
     def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
@@ -289,9 +330,15 @@ class CostModel:
     def _renew(self) -> None:
         """What the estimates say, laid out for one pass over the plans."""
         self._revise_corrections()
-        tokens, hard = self._yields.by_plan, self._yields.hard_by_plan
+        tokens, is_limited = self._yields.tokens, self.worth.tpot_limit_s is not None
         self._rows = [
-            _Row(plan, tokens[plan], hard[plan], self._corrections[plan], self._general[plan])
+            _Row(
+                plan,
+                tokens(plan),
+                tokens(plan, hard=True) if is_limited else math.nan,
+                self._corrections[plan],
+                self._general[plan],
+            )
             for plan in self.worth.plans
         ]
         self._remembered.clear()
@@ -302,7 +349,7 @@ class CostModel:
             learned[plan] = self._learn(plan)
         self._timed.clear()
         prior = _mean(list(worth.corrections.values()))
-        everywhere = _mean([ratio for own in learned.values() for ratio in own.medians], prior)
+        everywhere = _mean([ratio for own in learned.values() for ratio in own.means], prior)
         factor = self._speed.factor if worth.learns else 1.0
         for plan in worth.plans:
             own = learned.get(plan)
@@ -318,49 +365,19 @@ class CostModel:
         is noise."""
         timings = self._timings[plan]
         buckets = sorted(timings)
-        medians = tuple(timings[bucket].median() for bucket in buckets)
-        general = _mean(medians)
-        profile, times, weights, bases = self.worth.profile, [], [], []
-        for bucket, median in zip(buckets, medians, strict=True):
-            count = len(timings[bucket].ratios)
-            shrunk = (count * median + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
-            base = profile.step_s(plan, bucket_centre(bucket), 512.0 * bucket_centre(bucket))
+        means = tuple(timings[bucket].mean for bucket in buckets)
+        general = _mean(means)
+        times, weights, bases = [], [], []
+        for bucket, mean in zip(buckets, means, strict=True):
+            count = timings[bucket].at(self._revised_at)
+            shrunk = (count * mean + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
+            base = self._profiled.at_centre(plan, bucket)
             bases.append(base)
             times.append(base * shrunk)
             weights.append(float(count))
         smooth = isotonic(times, weights)
         corrections = (t / base for t, base in zip(smooth, bases, strict=True))
-        return _Learned(medians, general, dict(zip(buckets, corrections, strict=True)))
-
-
-_PROFILED: dict[int, tuple[Profile, dict[tuple[int, int], dict[Plan, float]]]] = {}
-"""Step times multiplied out, by the identity of their profile: a fleet shares one."""
-MAX_PROFILES = 64
-
-
-def profiled_steps(profile: Profile, sequences: int, bucket: int) -> dict[Plan, float]:
-    """Seconds of a step of every plan, uncorrected, in a bucket of context lengths."""
-    known = _PROFILED.get(id(profile))
-    if known is None or known[0] is not profile:
-        if len(_PROFILED) >= MAX_PROFILES:
-            _PROFILED.clear()
-        known = _PROFILED[id(profile)] = (profile, {})
-    remembered = known[1]
-    steps = remembered.get((sequences, bucket))
-    if steps is None:
-        length = max(0.0, 2.0 ** ((bucket + 0.5) / CONTEXT_STEP) - 64.0)
-        steps = {p: profile.step_s(p, sequences, length * sequences) for p in all_plans()}
-        remembered[sequences, bucket] = steps
-    return steps
-
-
-def batch_bucket(sequences: float) -> int:
-    """Two buckets per doubling of the batch."""
-    return round(2.0 * math.log2(max(1.0, sequences)))
-
-
-def bucket_centre(bucket: int) -> float:
-    return float(2.0 ** (bucket / 2.0))
+        return _Learned(means, general, dict(zip(buckets, corrections, strict=True)))
 
 
 def _mean(values: Sequence[float], fallback: float = 1.0) -> float:

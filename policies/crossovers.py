@@ -40,7 +40,7 @@ class Crossover:
 def worth(profile: Profile, yields: Yields, plan: Plan, sequences: float, length: int) -> float:
     """Tokens/s of a plan."""
     step_s = profile.step_s(plan, sequences, sequences * length)
-    return sequences * yields.by_plan[plan] / step_s
+    return sequences * yields.tokens(plan) / step_s
 
 
 def best_plan(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from policies.step_time import Profile
 from policies.vocabulary import Plan, Schedule
@@ -141,20 +141,20 @@ class Reason(StrEnum):
         return self.value.startswith("hold_")
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The schedule chosen for a replica, and why.
 
     A policy fills `schedule`, `reason` and, where it has them, `detail` (a sentence with numbers)
     and `predicted` (tokens/s of every candidate plan). The guard adds the rest: `plan` is what the
     schedule gives at the load last known, `time_s` the controller's clock. An advisory decision is
-    not applied.
+    not applied. (A tuple, for two are made of every replica at every tick, and a frozen dataclass
+    takes three times as long.)
     """
 
     schedule: Schedule
     reason: Reason
     detail: str = ""
-    predicted: Mapping[Plan, float] = field(default_factory=dict)
+    predicted: Mapping[Plan, float] = {}
     plan: Plan | None = None
     replica: str = ""
     policy: str = ""

@@ -179,11 +179,11 @@ def _learned_corrections(signals: Signals, known: Estimates) -> dict[Plan, float
 
 
 def _has_moved(model: CostModel, acceptance: Acceptance, corrections: Mapping[Plan, float]) -> bool:
-    known, found = model.yields.by_plan, acceptance.yields().by_plan
     assumed = model.worth.corrections
-    return any(_differs(found[p], known[p], MATERIAL) for p in model.worth.plans) or any(
-        _differs(factor, assumed.get(plan, 1.0), MATERIAL) for plan, factor in corrections.items()
-    )
+    if any(_differs(f, assumed.get(p, 1.0), MATERIAL) for p, f in corrections.items()):
+        return True
+    found, known = acceptance.yields(), model.yields
+    return any(_differs(found.tokens(p), known.tokens(p), MATERIAL) for p in model.worth.plans)
 
 
 def _differs(value: float, other: float, share: float) -> bool:

@@ -247,7 +247,9 @@ class Guard:
         if known is not None and known.wanted is wanted:
             return known
         allowed = wanted.map_plans(self._allowed)
-        capped = allowed.map_plans(lambda plan: self._capped(plan, cap))
+        capped = allowed
+        if cap != slo.NO_CAP:
+            capped = allowed.map_plans(lambda plan: self._capped(plan, cap))
         fitted = replace(capped, ttl_s=self.rules.ttl_s, epoch=0, version=0)
         if len(self._fitted) >= MAX_FITTED:
             self._fitted.clear()
@@ -268,7 +270,7 @@ class Guard:
         if plan.block_length <= cap:
             return plan
         return self._first_allowed(
-            replace(plan, block_length=length)
+            Plan(plan.mode, length, plan.threshold)
             for length in reversed(BLOCK_LENGTHS)
             if length <= cap
         )
@@ -293,15 +295,9 @@ class Guard:
             state.plan = schedule.plan_at(decoding)
         elif state.plan not in schedule.plans:
             state.plan = schedule.bands[0].plan
+        detail, predicted = decision.detail, decision.predicted
         settled = Decision(
-            schedule=schedule,
-            reason=reason,
-            detail=decision.detail,
-            predicted=decision.predicted,
-            plan=state.plan,
-            replica=signals.replica,
-            policy=self.name,
-            time_s=now,
+            schedule, reason, detail, predicted, state.plan, signals.replica, self.name, now
         )
         return settled, state
 

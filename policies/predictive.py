@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import Self
+from functools import cache
+from typing import NamedTuple, Self
 
 from policies.acceptance import Acceptance
 from policies.cost_model import CostModel, Values
@@ -31,8 +31,7 @@ EXPLORE_S, EXPLORE_LENGTH = 60.0, 8
 tells what it would yield."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Of one replica: what is known of it, the schedule issued, and its plan at the last load."""
 
     known: Estimates
@@ -98,13 +97,13 @@ class Predictive:
             return self._at_load(signals, state, now)
         decision, after = self._at_load(signals, self._revised(signals, state, now), now)
         if self.local and decision.reason.is_hold and after.schedule is not state.schedule:
-            decision = replace(decision, reason=Reason.REVISED)
+            decision = decision._replace(reason=Reason.REVISED)
         return decision, after
 
     def merge(self, states: Mapping[str, State], now: float) -> Mapping[str, State]:
         """What every replica knows, given to all that run the same model on the same machine."""
         known = with_fleet({name: state.known for name, state in states.items()})
-        return {name: replace(state, known=known[name]) for name, state in states.items()}
+        return {name: state._replace(known=known[name]) for name, state in states.items()}
 
     # -- one replica ----------------------------------------------------------------------------
 
@@ -189,13 +188,10 @@ class Predictive:
 
 def bands(model: CostModel, context_length: float) -> tuple[Band, ...]:
     """The best plan by number of sequences, at one context length: the worth as people read it."""
-    found: list[Band] = []
-    for sequences in _grid(model.worth.profile.max_sequences):
-        plan = model.values(sequences, sequences * context_length).best
-        if found and found[-1].plan == plan:
-            found.pop()
-        found.append(Band(sequences, plan))
-    return (*found[:-1], Band(None, found[-1].plan))
+    grid = _grid(model.worth.profile.max_sequences)
+    best = model.best_by_batch(grid, context_length)
+    ends = zip(grid, best, best[1:], strict=False)
+    return (*(Band(n, plan) for n, plan, after in ends if plan != after), Band(None, best[-1]))
 
 
 def better(
@@ -238,13 +234,14 @@ def issued(
     return Decision(schedule, reason, detail, values.by_plan)
 
 
-def _grid(max_sequences: int) -> list[int]:
+@cache
+def _grid(max_sequences: int) -> tuple[int, ...]:
     """1, 2, 3, 4, 6, 8, 12 ... up to the limit."""
     grid, step = [1, 2, 3], 4
     while step <= max_sequences:
         grid += [step, step * 3 // 2]
         step *= 2
-    return [n for n in grid if n <= max_sequences] or [1]
+    return tuple(n for n in grid if n <= max_sequences) or (1,)
 
 
 def _reason(plan: Plan, decoding: float, state: State) -> Reason:

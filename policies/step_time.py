@@ -62,6 +62,12 @@ class Curve:
         scores = self.score_s * tokens * (context_tokens + tokens / 2)
         return linear + self._soft_max(reads, scores) + self.activation_s * tokens + self.overhead_s
 
+    def added_s(self, positions: float, tokens: float) -> float:
+        """What `tokens` prompt tokens add to a forward over `positions`, their attention aside."""
+        alone = self._soft_max(self.weights_s, self.position_s * positions)
+        linear = self._soft_max(self.weights_s, self.position_s * (positions + tokens))
+        return linear - alone + self.activation_s * tokens
+
     def _soft_max(self, a: float, b: float) -> float:
         low, high = (a, b) if a < b else (b, a)
         if low <= 0.0:

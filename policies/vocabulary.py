@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:  # it builds on this module's words
     from policies.worth import Worth
@@ -38,39 +38,37 @@ class Quality(StrEnum):
     ANY = "any"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class _Fields(NamedTuple):
+    mode: Mode
+    block_length: int = 1
+    threshold: float = DEFAULT_THRESHOLD
+
+
+class Plan(_Fields):
     """Mode, block length in tokens (1 for AR) and, for diffusion only, the confidence threshold.
+
+    A tuple, since plans are compared, and are keys, some hundred times in a step.
 
     Raises:
         ValueError: a block length the mode does not have, or a threshold outside (0, 1].
     """
 
-    mode: Mode
-    block_length: int = 1
-    threshold: float = DEFAULT_THRESHOLD
-    _hash: int = field(init=False, repr=False, compare=False)
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mode", Mode(self.mode))
-        object.__setattr__(self, "_hash", hash((self.mode, self.block_length, self.threshold)))
-        allowed = (1,) if self.mode is Mode.AR else BLOCK_LENGTHS
-        if self.block_length not in allowed:
+    def __new__(
+        cls, mode: Mode | str, block_length: int = 1, threshold: float = DEFAULT_THRESHOLD
+    ) -> Self:
+        mode = Mode(mode)
+        allowed = (1,) if mode is Mode.AR else BLOCK_LENGTHS
+        if block_length not in allowed:
             raise ValueError(
-                f"block length {self.block_length} is not one of {allowed} "
-                f"for mode {self.mode.value}"
+                f"block length {block_length} is not one of {allowed} for mode {mode.value}"
             )
-        if not 0.0 < self.threshold <= 1.0:
-            raise ValueError(f"threshold {self.threshold} must lie in (0, 1]")
-        if self.mode is not Mode.DIFFUSION and self.threshold != DEFAULT_THRESHOLD:
-            raise ValueError(f"only diffusion has a threshold, not mode {self.mode.value}")
-
-    def __hash__(self) -> int:
-        return self._hash  # plans are keys at every step
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Hashes of texts differ between processes.
-        return Plan, (self.mode, self.block_length, self.threshold)
+        if not 0.0 < threshold <= 1.0:
+            raise ValueError(f"threshold {threshold} must lie in (0, 1]")
+        if mode is not Mode.DIFFUSION and threshold != DEFAULT_THRESHOLD:
+            raise ValueError(f"only diffusion has a threshold, not mode {mode.value}")
+        return super().__new__(cls, mode, block_length, threshold)
 
     @property
     def is_exact(self) -> bool:

@@ -69,10 +69,10 @@ class Worth:
     def summary(self) -> dict[str, Any]:
         """JSON-safe, for people: tokens per step and sequence stand for the chances."""
         acceptance = Acceptance(self.chances, diffusion=self.diffusion)
-        by_plan = acceptance.yields().by_plan
+        yields = acceptance.yields()
         return {
             "profile": self.profile.name,
-            "tokens_per_step": {str(plan): round(by_plan[plan], 3) for plan in self.plans},
+            "tokens_per_step": {str(plan): round(yields.tokens(plan), 3) for plan in self.plans},
             "tpot_limit_s": self.tpot_limit_s,
         }
 

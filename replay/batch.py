@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,7 @@ class Request:
     finished_at: float = -1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """Some steps, up to the first in which a sequence finishes.
 
     `kept` is [step, row], None where every row keeps one token a step. `finishes`: whether the last
@@ -91,10 +91,9 @@ class Batch:
 
     def _until_finish(self, kept: Ints) -> Draw:
         beyond = kept.cumsum(axis=0) - self._remaining[: kept.shape[1]]
-        has_finished = beyond.max(axis=1) >= 0
-        if not has_finished[-1]:
+        if beyond[-1].max() < 0:
             return Draw(len(kept), False, kept)
-        last = int(has_finished.argmax())
+        last = int((beyond.max(axis=1) >= 0).argmax())
         surplus = np.maximum(beyond[last], 0)
         kept = kept[: last + 1]
         kept[last] -= surplus

@@ -63,7 +63,7 @@ class Controller:
             signals = self._signals(managed, now)
             decision, managed.state = self.guard.decide(signals, managed.state, now)
             self.decisions += 1
-            if decision.schedule == managed.wanted:
+            if decision.schedule is managed.wanted or decision.schedule == managed.wanted:
                 managed.governed.governor.receive(managed.issued, now)
                 continue
             self._version += 1

@@ -39,7 +39,10 @@ class Counters:
     ) -> None:
         """Adds steps of one plan; `accepted[g]` of its rounds verified g tokens."""
         row = self.table[INDEX[plan]]
-        row[:ROUNDS] += (seconds, steps, steps * sequences, tokens)
+        row[SECONDS] += seconds
+        row[STEPS] += steps
+        row[SEQUENCE_STEPS] += steps * sequences
+        row[TOKENS] += tokens
         if accepted is not None and plan.mode is Mode.SELF_SPECULATION:
             row[ROUNDS] += steps * sequences
             row[ACCEPTED : ACCEPTED + len(accepted)] += accepted

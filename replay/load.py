@@ -73,7 +73,7 @@ def crossovers(
 
     def best(sequences: int) -> Plan:
         step_s = {p: profile.step_s(p, sequences, sequences * length) for p in plans}
-        return max(plans, key=lambda plan: yields.by_plan[plan] / step_s[plan])
+        return max(plans, key=lambda plan: yields.tokens(plan) / step_s[plan])
 
     grid = sorted({round(1.1**i) for i in range(80) if 1.1**i <= most})
     winners = [best(sequences) for sequences in grid]

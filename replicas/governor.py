@@ -94,8 +94,10 @@ class Governor:
             return False
         self.received_at = now
         if schedule != self.schedule:  # a refresh must not set what was learned back
-            self.schedule = schedule
+            was_choosing, self.schedule = self.schedule.worth is not None, schedule
             self._follow_worth(now)
+            if self._rule is not None and not was_choosing:
+                self._rule.begin()
         return True
 
     def pick(self, decoding: int, now: float, context_tokens: int = 0, waiting: int = 0) -> Plan:
@@ -131,7 +133,8 @@ class Governor:
     ) -> Plan:
         values = rule.model.values(decoding, context_tokens)
         target = rule.choose(self.plan, values, waiting, now)
-        reason = PickReason.WORTH if target == values.best else PickReason.HYSTERESIS
+        is_kept = target == self.plan != values.best
+        reason = PickReason.HYSTERESIS if is_kept else PickReason.WORTH
         if rule.is_distrusting(now):
             reason = PickReason.DISTRUST
         before = self.plan

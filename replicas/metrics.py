@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 
-from policies.vocabulary import DEFAULT_THRESHOLD, SAFE_PLAN, Mode, Plan, all_plans
+from policies.vocabulary import SAFE_PLAN, Mode, Plan, all_plans
 from replicas.catalogue import BY_NAME, REPLICA_METRICS, Metric, to_markdown
 from replicas.engine import Engine, EngineReport, FinishReason, PlanCounters
 from replicas.governor import CHANGE_REASONS, Change
@@ -223,7 +222,7 @@ class ReplicaMetrics:
 
 def _folded(plan: Plan) -> Plan:
     """The plan without its threshold, which requests choose freely and labels must not follow."""
-    return replace(plan, threshold=DEFAULT_THRESHOLD)
+    return Plan(plan.mode, plan.block_length)
 
 
 def _named(change: Change) -> tuple[str, str, str]:

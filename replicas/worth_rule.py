@@ -31,6 +31,10 @@ AFTER_CHANGE, CALM_S = 1.0, 5.0
 """More times the hysteresis right after a change, fading: a load that swings between two plans of
 near worth changes seldom, a large gain is taken at once."""
 RENT = 4.0  # costs of a change that must have been lost by staying
+NEGLIGIBLE = 0.3  # of the hysteresis: plans that lie nearer together are worth the same
+STEADY_LOSS_S = 0.1
+"""Time lost against one plan, what is negligible not counted, after which it is taken however small
+the gain: hysteresis protects against gains that come and go, not against one that stays."""
 LONGEST_GAP_S = 1.0  # of the time between two picks counts: an engine may have been idle
 PROBE_GAP_S = 0.05  # between two looks for something to probe
 PROBE_FLOOR = 0.25  # share of a probe's time that it costs at least, unless it is urgent
@@ -41,6 +45,7 @@ ACCEPTANCE_LENGTH = 8  # block length for that, where it is allowed: long enough
 UNPROVEN = 1.0  # how much more a plan may be worth that was never timed at this load
 AGEING_PER_S = 0.002  # by which a timing is doubted more as it gets old
 MOST_AGEING = 0.3
+MOST_DOUBT = 1.0 + UNPROVEN + MOST_AGEING
 DISTRUST_BELOW = 0.7  # of the predicted throughput
 DISTRUST_BELOW_AR = 0.9  # of AR's: estimates may have followed the collapse and still be waiting
 DISTRUST_STEPS = 16
@@ -61,6 +66,10 @@ class WorthRule:
     """What a change of plan costs, as measured."""
     distrusts: int = 0
     _lost_s: float = 0.0
+    """Time lost against whatever was best, since a change last gained next to nothing."""
+    _behind_s: dict[Plan, float] = field(default_factory=dict)
+    """Time lost against each plan, on balance; never below 0."""
+    _is_new: bool = False
     _picked_at: float = -math.inf
     _savings_s: float = PROBE_SAVINGS_S
     _considered_at: float = -math.inf
@@ -85,32 +94,53 @@ class WorthRule:
 
     def choose(self, current: Plan, values: Values, waiting: int, now: float) -> Plan:
         """The plan to be in, dwell not considered; `current` unless a change pays."""
-        since_s = min(LONGEST_GAP_S, max(0.0, now - self._picked_at))
+        picked_at = now if self._picked_at == -math.inf else self._picked_at
+        since_s = min(LONGEST_GAP_S, max(0.0, now - picked_at))
         self._picked_at, self._is_queueing = now, waiting > 0
         self.predicted = values.by_plan
         self._savings_s = min(PROBE_SAVINGS_S, self._savings_s + self.worth.probe_share * since_s)
         if self.is_distrusting(now):
             return AR
-        best = values.best
-        if current not in values.by_plan:
+        best, is_new = values.best, self._is_new
+        self._is_new = False
+        if is_new or current not in values.within_limit:
             return best
+        hysteresis = self.worth.hysteresis * (LEAVING_AR if current == AR else 1.0)
+        negligible = NEGLIGIBLE * hysteresis
+        self._count_losses(values, values.by_plan[current], negligible, since_s)
         gain = values.by_plan[best] / values.by_plan[current] - 1.0
-        if current not in values.within_limit:
-            return best
-        if gain <= 0.0:
+        if gain <= negligible:
             self._lost_s = 0.0
             return current
         # Rent until the rent has paid for the purchase, several times over: what is lost by
         # staying is small, and a load that swings would have the plan follow every swing.
         self._lost_s += gain * since_s
+        paid_s = RENT * self.switch_s
         calm = math.exp((self._changed_at - now) / CALM_S)
-        hysteresis = self.worth.hysteresis * (LEAVING_AR if current == AR else 1.0)
         hysteresis *= 1.0 + AFTER_CHANGE * calm
-        return best if gain > hysteresis and self._lost_s >= RENT * self.switch_s else current
+        if gain > hysteresis and self._lost_s >= paid_s:
+            return best
+        rival = max(values.within_limit, key=self._behind_s.__getitem__)
+        is_better = values.by_plan[rival] > values.by_plan[current]
+        is_due = self._behind_s[rival] >= max(STEADY_LOSS_S, paid_s)
+        return rival if is_better and is_due else current
 
     def changed(self) -> None:
         """The governor has changed the plan."""
         self._lost_s, self._has_changed, self._changed_at = 0.0, True, self._picked_at
+        self._behind_s.clear()
+
+    def begin(self) -> None:
+        """The plan in use was not its choice, so nothing speaks for staying with it."""
+        self._is_new = True
+
+    def _count_losses(
+        self, values: Values, current: float, negligible: float, since_s: float
+    ) -> None:
+        behind_s, least = self._behind_s, 1.0 + negligible
+        for plan in values.within_limit:
+            lost_s = behind_s.get(plan, 0.0) + (values.by_plan[plan] / current - least) * since_s
+            behind_s[plan] = lost_s if lost_s > 0.0 else 0.0
 
     def dwell_s(self, current: Plan, decoding: int, context_tokens: int) -> float:
         """Shortest stay in a plan: some steps, and long against what a change costs."""
@@ -148,15 +178,10 @@ class WorthRule:
         """A step has run; `current` is the plan the governor is in."""
         if step.plan.mode is Mode.SELF_SPECULATION and step.sequences:
             self._drafted_at = now
+        is_usual = not self._has_changed  # what a change costs is not what the plan costs
         if step.plan == current and step.sequences > 0:
-            expected_s = self.model.step_s(step.plan, step.sequences, step.context_tokens)
-            is_timed = step.is_pure and 0.0 < step.seconds < math.inf
-            if is_timed:
-                self._observe_change(step.seconds - step.steps * expected_s)
-            # Under load most steps hold prefill, too: what they yield is then all that is known.
-            seconds = step.seconds if is_timed else step.steps * expected_s
-            self._observe_yield(step, seconds, expected_s, now)
-        self.model.observe(step, now)
+            self._judge(step, now)
+        self.model.observe(step, now, is_timed=is_usual)
 
     # -- probing --------------------------------------------------------------------------------
 
@@ -173,12 +198,13 @@ class WorthRule:
         doubtful = [
             (value * self._doubt(plan, decoding, now), plan)
             for plan, value in values.by_plan.items()
-            if plan != current
+            if plan != current and MOST_DOUBT * value > best
         ]
         promise, plan = max(doubtful, default=(0.0, current), key=lambda pair: pair[0])
         if promise <= best:
             return None, False
-        return plan, self.model.samples(plan, decoding) == 0
+        samples, _ = self.model.timed(plan, decoding)
+        return plan, samples == 0
 
     def _acceptance_plan(self, values: Values) -> Plan | None:
         drafting = [p for p in values.by_plan if p.mode is Mode.SELF_SPECULATION]
@@ -189,9 +215,9 @@ class WorthRule:
 
     def _doubt(self, plan: Plan, decoding: int, now: float) -> float:
         """Factor by which a plan may be worth more than predicted."""
-        age_s = now - self.model.last_timed_at(plan, decoding)
-        ageing = min(MOST_AGEING, AGEING_PER_S * age_s)
-        return 1.0 + UNPROVEN / (1.0 + 4.0 * self.model.samples(plan, decoding)) + ageing
+        samples, last_at = self.model.timed(plan, decoding)
+        ageing = min(MOST_AGEING, AGEING_PER_S * (now - last_at))
+        return 1.0 + UNPROVEN / (1.0 + 4.0 * samples) + ageing
 
     def _probe_cost_s(
         self, plan: Plan, current: Plan, values: Values, decoding: int, context_tokens: int
@@ -204,6 +230,18 @@ class WorthRule:
         return step_s * (1.0 - values.by_plan[plan] / values.by_plan.get(current, math.inf))
 
     # -- observing ------------------------------------------------------------------------------
+
+    def _judge(self, step: StepObservation, now: float) -> None:
+        """Against what was expected, if it follows a change or requests queue."""
+        if not self._has_changed and not self._is_queueing:
+            self._disappointing = 0
+            return
+        expected_s = self.model.step_s(step.plan, step.sequences, step.context_tokens)
+        is_timed = step.is_alone and 0.0 < step.seconds < math.inf
+        seconds = self.model.decoding_s(step) if is_timed else step.steps * expected_s
+        if is_timed:
+            self._observe_change(seconds - step.steps * expected_s)
+        self._observe_yield(step, seconds, expected_s, now)
 
     def _observe_change(self, excess_s: float) -> None:
         if self._has_changed:

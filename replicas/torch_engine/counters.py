@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from policies.vocabulary import DEFAULT_THRESHOLD, Plan, all_plans
+from policies.vocabulary import Plan, all_plans
 from replicas.engine import PlanCounters
 from replicas.torch_engine.modes.base import RoundResult
 
@@ -72,7 +72,7 @@ class Tallies:
 
     def __getitem__(self, plan: Plan) -> PlanTally:
         known = self._plans.get(plan)
-        return known or self._plans[replace(plan, threshold=DEFAULT_THRESHOLD)]
+        return known or self._plans[Plan(plan.mode, plan.block_length)]
 
     def freeze(self) -> dict[Plan, PlanCounters]:
         return {plan: tally.freeze() for plan, tally in self._plans.items()}

@@ -129,6 +129,7 @@ class TorchEngine:
         self.tallies = Tallies()
         self.scheduler.preemptions = 0
         self._steps = 0
+        self._ended_at: float | None = None
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self._finished: Counter[str] = Counter({reason.value: 0 for reason in FinishReason})
@@ -183,7 +184,7 @@ class TorchEngine:
         logits = self._forward_all(modes, work.chunks)
         commits = self._commit(modes, work.chunks, logits)
         deltas = [self._emit(commit) for commit in commits]
-        self._account(work, deltas, self._clock() - started)
+        self._account(work, deltas, started)
         return deltas
 
     def report(self) -> EngineReport:
@@ -300,16 +301,23 @@ class TorchEngine:
         del self._sequences[sequence.request.request_id]
         self._finished[sequence.finish_reason.value] += 1
 
-    def _account(self, work: Work, deltas: list[Delta], seconds: float) -> None:
+    def _account(self, work: Work, deltas: list[Delta], started: float) -> None:
+        # Under load a step lasts from the end of the one before: tokens are handed out, requests
+        # and orders taken in between, and a plan of many short steps has more of that.
+        now, began = self._clock(), started if self._ended_at is None else self._ended_at
+        seconds, self._ended_at = now - began, now if self.has_work else None
         self._steps += 1
         rows = sum(len(g.sequences) for g in work.groups)
         kept = {delta.request_id: len(delta.token_ids) for delta in deltas}
-        now, is_pure = self._clock(), len(work.groups) == 1 and not work.chunks
+        is_alone = len(work.groups) == 1
+        prompt_tokens = sum(chunk.end - chunk.start for chunk in work.chunks)
         for group in work.groups:
             sequences = group.sequences
             yields = [kept.get(s.request.request_id, 0) for s in sequences]
             share_s = seconds * len(sequences) / rows
-            self.tallies[group.plan].add_time(share_s, sum(yields), is_pure=is_pure)
+            self.tallies[group.plan].add_time(
+                share_s, sum(yields), is_pure=is_alone and not prompt_tokens
+            )
             self.governor.observe(
                 StepObservation(
                     plan=group.plan,
@@ -317,7 +325,8 @@ class TorchEngine:
                     context_tokens=self._context_tokens,
                     seconds=seconds,
                     yields=yields,
-                    is_pure=is_pure,
+                    is_alone=is_alone,
+                    prompt_tokens=prompt_tokens,
                 ),
                 now,
             )

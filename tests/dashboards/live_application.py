@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -47,7 +46,7 @@ class Predicting(Threshold):
         if not load:
             return decision, state
         predicted = {plan: Hardware().tokens_per_s(plan, load) for plan in all_plans()}
-        return replace(decision, predicted=predicted), state
+        return decision._replace(predicted=predicted), state
 
 
 class Source:

@@ -74,22 +74,24 @@ def test_the_prior_weighs_less_where_it_says_fewer_rounds_get_to():
 
 def test_a_request_of_low_acceptance_yields_less_than_the_mean():
     yields = Acceptance().yields()
-    assert yields.by_plan[AR] == yields.hard_by_plan[AR] == 1.0
-    assert all(1.0 <= yields.hard_by_plan[p] < yields.by_plan[p] for p in SPEC.values())
+    assert yields.tokens(AR) == yields.tokens(AR, hard=True) == 1.0
+    assert all(1.0 <= yields.tokens(p, hard=True) < yields.tokens(p) for p in SPEC.values())
 
 
 def test_requests_that_are_all_alike_leave_no_low_acceptance():
     alike = Acceptance(prior=(0.8,) * POSITIONS).yields()
     for plan in SPEC.values():
-        assert alike.hard_by_plan[plan] == pytest.approx(alike.by_plan[plan])
+        assert alike.tokens(plan, hard=True) == pytest.approx(alike.tokens(plan))
 
 
 def test_diffusion_follows_its_own_ratio():
-    faster = Acceptance().with_diffusion(8, 0.8).yields().by_plan
-    before = Acceptance().yields().by_plan
+    faster = Acceptance().with_diffusion(8, 0.8).yields()
+    before = Acceptance().yields()
     diffusion = Plan.parse("diffusion/8")
-    assert faster[diffusion] - 1.0 == pytest.approx(2 * (before[diffusion] - 1.0), rel=0.05)
-    assert all(faster[plan] == before[plan] for plan in SPEC.values())
+    assert faster.tokens(diffusion) - 1.0 == pytest.approx(
+        2 * (before.tokens(diffusion) - 1.0), rel=0.05
+    )
+    assert all(faster.tokens(plan) == before.tokens(plan) for plan in SPEC.values())
 
 
 def test_shares_from_metrics_say_what_rounds_say():
@@ -122,4 +124,4 @@ def test_whatever_is_counted_chances_are_chances_and_longer_blocks_yield_no_less
     ordered = [yields.blocks[length] for length in BLOCK_LENGTHS]
     assert ordered == sorted(ordered)
     assert ordered[0] >= 1.0
-    assert all(yields.by_plan[plan] > 0.0 for plan in all_plans())
+    assert all(yields.tokens(plan) > 0.0 for plan in all_plans())

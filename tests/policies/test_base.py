@@ -1,6 +1,7 @@
 """Run with: pytest tests/policies/test_base.py"""
 
 import math
+import pickle
 
 import pytest
 
@@ -8,7 +9,7 @@ from policies.base import PolicyNotFound, load_policy
 from policies.decisions import Decision, Reading, Reason, Signals
 from policies.static import Static
 from policies.threshold import Threshold
-from policies.vocabulary import AR, Band, Plan, Schedule
+from policies.vocabulary import AR, Band, Mode, Plan, Schedule
 
 
 class Wish:
@@ -58,6 +59,26 @@ def test_a_reading_is_known_only_while_it_is_young():
     assert Reading(3.0, 2.1).within(2.0) is None
     assert Reading(3.0, None).within(2.0) is None
     assert Reading(0.0, 0.0).within(1.0) == 0.0
+
+
+def test_a_plan_is_the_same_key_however_it_was_made():
+    plan = Plan(Mode.DIFFUSION, 8, 0.7)
+    made = [
+        Plan("diffusion", 8, 0.7),
+        Plan.parse("diffusion/8@0.7"),
+        pickle.loads(pickle.dumps(plan)),
+    ]
+    assert {plan, *made} == {plan}
+    assert all(other.mode is Mode.DIFFUSION for other in made)
+    assert str(plan) == f"{plan}" == "diffusion/8@0.7"
+
+
+@pytest.mark.parametrize(
+    "fields", [("ar", 8), ("diffusion", 5), ("diffusion", 8, 0.0), ("ar", 1, 0.5)]
+)
+def test_a_plan_that_no_mode_has_is_refused(fields):
+    with pytest.raises(ValueError, match=r"block length|threshold"):
+        Plan(*fields)
 
 
 def test_map_plans_merges_neighbours_that_become_equal():

@@ -44,6 +44,16 @@ def test_worth_is_tokens_over_step_time():
     assert model.values(4, 2048).by_plan[SPEC_8] == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("fields", [{}, {"tpot_limit_s": 0.012}])
+def test_the_best_plan_by_batch_is_that_of_the_values(fields):
+    batches = (1, 4, 16, 64, 256)
+    worth = replace(WORTH, **fields)
+    model = learned(Machine(factors={SPEC_8: 3.0}), [SPEC_8, SPEC_4], sequences=4, worth=worth)
+    best = model.best_by_batch(batches, 512.0)
+    assert best == [model.values(n, n * 512.0).best for n in batches]
+    assert len(set(best)) > 1
+
+
 def test_more_sequences_shorten_the_best_block():
     model = CostModel(WORTH)
     lengths = [model.values(n, n * 128).best.block_length for n in (1, 8, 32, 60, 200)]
@@ -94,13 +104,36 @@ def test_step_times_do_not_fall_as_the_batch_grows_even_if_a_sample_says_so():
     assert times == sorted(times)
 
 
-def test_a_step_with_prefill_in_it_says_nothing_of_step_times():
+def test_a_step_of_two_plans_says_nothing_of_step_times():
     model = CostModel(WORTH)
-    step = replace(Machine(factors={SPEC_8: 3.0}).step(SPEC_8, 16, 8192, 0.0), is_pure=False)
+    step = replace(Machine(factors={SPEC_8: 3.0}).step(SPEC_8, 16, 8192, 0.0), is_alone=False)
     for _ in range(50):
         model.observe(step, 0.0)
     model.revise(1.0)
     assert model.correction(SPEC_8, 16) == 1.0
+
+
+@pytest.mark.parametrize("prompt_tokens", [40, 2000])
+def test_steps_that_all_hold_prefill_tell_what_their_plan_takes(prompt_tokens):
+    """Under load of short answers no step is without."""
+    model = CostModel(WORTH)
+    step = Machine(factors={SPEC_8: 3.0}).step(SPEC_8, 16, 8192, 0.0)
+    prefill_s = H100.curve.added_s(16 * 8, prompt_tokens)
+    mixed = replace(step, seconds=step.seconds + prefill_s, prompt_tokens=prompt_tokens)
+    for _ in range(50):
+        model.observe(mixed, 0.0)
+    model.revise(1.0)
+    assert model.correction(SPEC_8, 16) == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_plan_whose_steps_are_often_held_up_is_charged_with_their_mean():
+    """A median would hide it: three steps in ten that take four times as long."""
+    model, step = CostModel(WORTH), Machine().step(AR, 16, 8192, 0.0)
+    for number in range(300):
+        slower = 4.0 if number % 10 in (2, 5, 8) else 1.0
+        model.observe(replace(step, seconds=step.seconds * slower), 0.02 * number)
+    model.revise(10.0)
+    assert model.correction(AR, 16) == pytest.approx(1.9, rel=0.15)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, 1e300, 1e-300])
@@ -193,7 +226,8 @@ STEPS = st.builds(
     context_tokens=st.integers(0, 10**9),
     seconds=st.floats(allow_nan=True, allow_infinity=True),
     yields=st.lists(st.integers(0, 40), max_size=8),
-    is_pure=st.booleans(),
+    is_alone=st.booleans(),
+    prompt_tokens=st.integers(0, 100_000),
 )
 
 

@@ -11,13 +11,15 @@ import pytest
 
 from policies.acceptance import POSITIONS
 from policies.vocabulary import AR, SAFE_PLAN, Mode, Schedule
-from replicas.governor import PickReason
-from replicas.worth_rule import RENT
+from replicas.governor import Governor, PickReason
+from replicas.worth_rule import NEGLIGIBLE, RENT, STEADY_LOSS_S
 from tests.policies.synthetic import (
     EXACT,
     H100,
     QUIET,
+    SPEC_4,
     SPEC_8,
+    SPEC_16,
     SPEC_32,
     WORTH,
     Machine,
@@ -49,19 +51,47 @@ def test_context_length_shifts_the_choice():
     assert long.plan.mode is Mode.SELF_SPECULATION
 
 
-def test_a_gain_within_the_hysteresis_changes_nothing():
-    governor = governor_of(replace(QUIET, hysteresis=0.5))
-    simulate(governor, Machine(), 2.0, decoding=20)
-    held = governor.plan
-    steps = simulate(governor, Machine(), 2.0, decoding=48, now=2.0)
-    assert governor.predicted[held] < max(governor.predicted.values())
-    assert {step.stayed for step in steps} == {held}
+def in_spec_16(hysteresis):
+    """A governor in a plan that is not the best one for 24 sequences, and what a change gains."""
+    worth = replace(QUIET, hysteresis=hysteresis, learns=False)
+    governor = Governor(Schedule.pinned(SPEC_16, worth=worth), 0.0)
+    values = governor.rule.model.values(24, 24 * 512)
+    return governor, values.by_plan[values.best] / values.by_plan[SPEC_16] - 1.0
+
+
+def test_a_negligible_gain_changes_nothing():
+    gain = in_spec_16(0.0)[1]
+    governor, _ = in_spec_16(1.1 * gain / NEGLIGIBLE)
+    steps = simulate(governor, Machine(), 30.0, decoding=24)
+    assert governor.predicted[SPEC_16] < max(governor.predicted.values())
+    assert {step.stayed for step in steps} == {SPEC_16}
     assert governor.reason is PickReason.HYSTERESIS
 
 
+def test_a_gain_within_the_hysteresis_is_taken_once_it_has_stayed():
+    gain = in_spec_16(0.0)[1]
+    governor, _ = in_spec_16(1.1 * gain)
+    steps = simulate(governor, Machine(), 30.0, decoding=24)
+    waited_s = next(step.at for step in steps if step.stayed != SPEC_16)
+    assert waited_s == pytest.approx(STEADY_LOSS_S / (gain * (1.0 - 1.1 * NEGLIGIBLE)), rel=0.2)
+
+
+def test_after_a_pin_it_takes_the_best_plan_whatever_the_hysteresis():
+    """The plan in use was the operator's choice: nothing speaks for staying with it."""
+    worth = replace(QUIET, hysteresis=0.9)
+    governor = governor_of(worth)
+    governor.receive(Schedule.pinned(SPEC_4, version=1), 1.0)
+    governor.pick(8, 1.0, 8 * 512)
+    assert governor.plan == SPEC_4
+    governor.receive(Schedule.pinned(AR, worth=worth, version=2), 20.0)
+    governor.pick(8, 20.0, 8 * 512)
+    assert governor.plan == governor.rule.model.values(8, 8 * 512).best != SPEC_4
+
+
 def settles(governor, decoding, length):
+    """Too soon for a gain that only stays."""
     for index in range(100):
-        governor.pick(decoding, 0.1 * index, decoding * length)
+        governor.pick(decoding, 1e-4 * index, decoding * length)
     return governor.plan
 
 

@@ -81,7 +81,7 @@ def test_steps_with_prefill_in_them_count_for_the_safety_rule():
     simulate(governor, Machine(chance=lambda now: 0.97), 10.0, 64, 2048, waiting=50)
     for index in range(21):
         plan = governor.pick(64, 10.0 + 0.1 * index, context, 50)
-        step = StepObservation(plan, 64, context, 0.3, [1] * 64, is_pure=False)
+        step = StepObservation(plan, 64, context, 0.3, [1] * 64, is_alone=False)
         governor.observe(step, 10.1 + 0.1 * index)
     assert governor.plan == AR
     assert governor.reason is PickReason.DISTRUST
@@ -136,12 +136,12 @@ def test_whatever_happens_only_plans_of_the_worth_are_picked(plans, limit_s, pos
         tpot_limit_s=limit_s,
     )
     governor, now = governor_of(worth), 0.0
-    for decoding, context, waiting, wait_s, seconds, yields, is_pure in turns:
+    for decoding, context, waiting, wait_s, seconds, yields, is_alone in turns:
         now += wait_s
         plan = governor.pick(decoding, now, context, waiting)
         assert plan in worth.plans
         assert governor.plan in worth.plans
-        governor.observe(StepObservation(plan, decoding, context, seconds, yields, is_pure), now)
+        governor.observe(StepObservation(plan, decoding, context, seconds, yields, is_alone), now)
 
 
 @pytest.mark.parametrize("seconds", [math.inf, math.nan, 1e300, 30.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from policies.decisions import Decision, PlanSignals, Signals
@@ -26,7 +25,7 @@ class Mistaken(Threshold):
         factor = float(self._factor_file.read_text("utf-8"))
         measured = {plan: _tokens_per_s(plan, used) for plan, used in signals.plans.items()}
         predicted = {plan: factor * value for plan, value in measured.items() if value}
-        return replace(decision, predicted=predicted), state
+        return decision._replace(predicted=predicted), state
 
 
 def _tokens_per_s(plan: Plan, used: PlanSignals) -> float | None:

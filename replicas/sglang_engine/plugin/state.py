@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 
@@ -62,7 +62,7 @@ class DecoderState:
         kept = sum(step.yields)
         tally = self.tallies[step.plan]
         tally.committed += kept
-        tally.add_time(step.seconds * share, kept, is_pure=step.is_pure)
+        tally.add_time(step.seconds * share, kept, is_pure=step.is_alone)
         self.totals.generated_tokens += kept
         with self._lock:
             self.governor.observe(step, self.clock())
@@ -75,7 +75,7 @@ class DecoderState:
     def _fitting(self, plan: Plan) -> Plan:
         if plan.block_length <= self.max_block_length:
             return plan
-        return replace(plan, block_length=self.max_block_length)
+        return Plan(plan.mode, self.max_block_length, plan.threshold)
 
     def report(self) -> PluginReport:
         with self._lock:

@@ -209,7 +209,7 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
                     context_tokens=context_tokens,
                     seconds=seconds,
                     yields=[len(tokens) for tokens in yielded],
-                    is_pure=len(parts) == 1,
+                    is_alone=len(parts) == 1,
                 ),
                 share=len(group.sequences) / len(batch.reqs),
             )

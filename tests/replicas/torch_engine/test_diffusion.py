@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -118,7 +117,7 @@ def test_every_place_above_the_threshold_is_fixed_in_one_pass(tiny):
 def test_the_threshold_decides_the_number_of_passes(tiny, threshold, passes):
     script = Script([{1: (8, 0.6), 2: (9, 0.85), 3: (10, 0.8)}], {4: 5})
     engine = build_engine(tiny, forward=script)
-    plan = replace(BLOCK_4, threshold=threshold)
+    plan = Plan(BLOCK_4.mode, BLOCK_4.block_length, threshold)
     run_all(engine, [diffusing("r", (3, 4), 5, plan=plan)])
     # The last pass leaves nothing to choose, and max_tokens asks for the seed behind the block.
     assert engine.report().plans[BLOCK_4].denoising_steps == passes
@@ -194,7 +193,7 @@ def test_the_mask_token_is_never_emitted(plan, temperature):
     head[MASK] = 10 * head[3]
     model = build_model(COPYING, weights | {"diffusion_head.weight": head})
     prompts = [(5, MASK, 7, MASK), (MASK,), (MASK,) * 30, tuple(range(3, 30))]
-    for low in (plan, replace(plan, threshold=0.05)):
+    for low in (plan, Plan(plan.mode, plan.block_length, 0.05)):
         engine = build_engine(model)
         outcomes = run_all(
             engine,
