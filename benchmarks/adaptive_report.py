@@ -98,9 +98,11 @@ def _rate(row: Comparison, arm: str) -> str:
 
 
 def _ratios(compared: dict[str, Comparison]) -> Table:
-    table = Table("adaptive against", "best fixed plan", "ratio", f"ratio to {BASELINE}")
+    others = "to the best of the other rounds"
+    table = Table("adaptive against", "best fixed plan", "ratio", others, f"ratio to {BASELINE}")
     for name, row in compared.items():
-        table.add_row(name, row.best, _ratio(row.to_best), _ratio(row.to_baseline))
+        ratios = (row.to_best, row.to_best_elsewhere, row.to_baseline)
+        table.add_row(name, row.best, *map(_ratio, ratios))
     return table
 
 

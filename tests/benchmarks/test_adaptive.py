@@ -135,6 +135,16 @@ def test_best_fixed_is_the_highest_median_and_never_adaptive() -> None:
     assert row.to_baseline.median == pytest.approx(1.8)
 
 
+def test_the_best_of_the_other_rounds_is_not_the_luckiest_of_this_one() -> None:
+    """Three arms alike, each lucky once."""
+    lucky = {"ar": [120.0, 100.0, 100.0], str(SS8): [100.0, 120.0, 100.0]}
+    row = compare(_windows({**lucky, ADAPTIVE: [100.0, 100.0, 120.0]}))["fixed 1"]
+    assert row.to_best_elsewhere is not None
+    assert row.to_best_elsewhere.median == pytest.approx(1.0)
+    alone = compare(_windows({"ar": [100.0], ADAPTIVE: [90.0]}))["fixed 1"]
+    assert alone.to_best_elsewhere is None
+
+
 def test_the_mixed_load_adds_tokens_and_time_of_moving_scenarios_only() -> None:
     windows = [
         *_windows({"ar": [100], ADAPTIVE: [100]}, "fixed 1", moves=False),
