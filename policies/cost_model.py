@@ -15,19 +15,13 @@ from typing import NamedTuple
 
 from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
 from policies.change_detector import ChangeDetector
-from policies.isotonic import isotonic
-from policies.machine_speed import MOST, MachineSpeed, clipped
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
+from policies.timings import Timings
 from policies.vocabulary import AR, Mode, Plan
 from policies.worth import Worth
 
 REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
-SAMPLES = 32  # steps that a step time is the mean of, per plan and batch bucket
-TIMING_HALF_LIFE_S = 30.0
-OUTLIER = 4.0  # usual step times that one counts for at most
-TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket
 LEAST_SHARE = 0.2  # of a step with prefill that is decoding, whatever the profile says
-LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
 MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
 ALARM_HALF_LIFE_S, ALARM_LASTS_S = 1.0, 3.0
 ALARM_FORGETS = 0.9
@@ -76,39 +70,6 @@ class Values(NamedTuple):
     within_limit: Set[Plan]
 
 
-class _Timing(NamedTuple):
-    """What a plan's steps took, against the profile and the machine's speed, in one bucket of batch
-    sizes. `steps` are those it rests on: at most `SAMPLES`, and fewer the longer ago they were.
-    `usual`: the logarithm of what a step takes if nothing comes in between."""
-
-    steps: float = 0.0
-    mean: float = 1.0
-    usual: float | None = None
-    last_at: float = -math.inf
-
-    def at(self, now: float) -> float:
-        """Steps that it still rests on."""
-        half_lives = max(0.0, now - self.last_at) / TIMING_HALF_LIFE_S
-        return self.steps * math.pow(0.5, half_lives)
-
-    def after(self, ratio: float, steps: int, now: float) -> _Timing:
-        known = min(float(SAMPLES), self.at(now) + steps)
-        share, seen = min(1.0, steps / known), math.log(ratio)
-        usual = seen if self.usual is None else self.usual
-        # Tokens per second are made of what steps take on average, hiccups included; only what no
-        # other step comes near is cut off.
-        mean = self.mean + share * (min(ratio, OUTLIER * math.exp(usual)) - self.mean)
-        return _Timing(known, mean, usual + share * clipped(seen - usual), now)
-
-
-class _Learned(NamedTuple):
-    """A plan's corrections from its own timings: their means, one for all batches, by bucket."""
-
-    means: tuple[float, ...]
-    general: float
-    by_bucket: dict[int, float]
-
-
 class _Row(NamedTuple):
     """All that is multiplied out of a plan; `correction` holds where no bucket has its own, and
     `hard_tokens` are needed only under a limit on TPOT."""
@@ -130,13 +91,7 @@ class CostModel:
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
         self._alarm_until = -math.inf
-        self._speed = MachineSpeed()
-        self._timings: dict[Plan, dict[int, _Timing]] = {plan: {} for plan in worth.plans}
-        self._calm: dict[tuple[Plan, int], _Timing] = {}
-        """Timings as they were before the machine's speed seemed to change."""
-        self._timed: set[Plan] = set()
-        """Plans with timings since their corrections were learned."""
-        self._learned: dict[Plan, _Learned] = {}
+        self._timings = Timings()
         self._corrections: dict[Plan, dict[int, float]] = {}
         self._general: dict[Plan, float] = {}
         self._rows: list[_Row] = []
@@ -155,8 +110,6 @@ class CostModel:
             return
         self.worth = worth
         self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
-        for plan in worth.plans:
-            self._timings.setdefault(plan, {})
         self.acceptance = self.acceptance.with_prior(worth.chances)
         self._yields = self.acceptance.yields()
         self._renew()
@@ -176,7 +129,9 @@ class CostModel:
             sums[0] += step.rows
             sums[1] += step.tokens
         if is_timed and step.is_alone and step.sequences > 0:
-            self._time(step, now)
+            expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
+            ratio = self.decoding_s(step) / (step.steps * expected_s)
+            self._timings.add(step.plan, step.sequences, ratio, step.steps, now)
         self._has_news = True
         if now - self._revised_at >= REFRESH_S:
             self.revise(now)
@@ -194,8 +149,7 @@ class CostModel:
     def timed(self, plan: Plan, sequences: float) -> tuple[float, float]:
         """Step times that the plan's correction at about this batch size rests on, and when the
         last of them was taken."""
-        timing = self._timings.get(plan, {}).get(batch_bucket(sequences))
-        return (0.0, -math.inf) if timing is None else (timing.at(self._revised_at), timing.last_at)
+        return self._timings.known(plan, sequences, self._revised_at)
 
     # -- predicting -----------------------------------------------------------------------------
 
@@ -238,7 +192,7 @@ class CostModel:
             return step.seconds
         positions = step.sequences * step.plan.block_length
         added_s = self.worth.profile.curve.added_s(positions, step.prompt_tokens)
-        return max(step.seconds - self._speed.factor * added_s, LEAST_SHARE * step.seconds)
+        return max(step.seconds - self._timings.machine * added_s, LEAST_SHARE * step.seconds)
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """Predicted tokens per sequence and step; `hard`: of a request of low acceptance."""
@@ -283,24 +237,6 @@ class CostModel:
         within = within or {min(tpot, key=tpot.__getitem__)}
         return Values(by_plan, max(within, key=by_plan.__getitem__), within)
 
-    def _time(self, step: StepObservation, now: float) -> None:
-        expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
-        ratio = self.decoding_s(step) / (step.steps * expected_s)
-        if not 1.0 / MOST <= ratio <= MOST:
-            return
-        case = step.plan, batch_bucket(step.sequences)
-        by_bucket = self._timings.setdefault(step.plan, {})
-        timing, jumps = by_bucket.get(case[1]) or _Timing(), self._speed.jumps
-        ratio = self._speed.relative(case, ratio, timing.usual, step.steps)
-        if not 1.0 / LARGEST_CORRECTION <= ratio <= LARGEST_CORRECTION:
-            return
-        if self._speed.jumps > jumps:  # what was charged to the plan meanwhile was the machine's
-            timing = self._calm.get(case, timing)
-        by_bucket[case[1]] = timing = timing.after(ratio, step.steps, now)
-        if self._speed.is_calm:
-            self._calm[case] = timing
-        self._timed.add(step.plan)
-
     def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
         if not self.worth.learns:
             self._rounds.clear()
@@ -329,7 +265,14 @@ class CostModel:
 
     def _renew(self) -> None:
         """What the estimates say, laid out for one pass over the plans."""
-        self._revise_corrections()
+        if self.worth.learns:
+            self._timings.learn(self._profiled, self._revised_at)
+            timings = self._timings
+        else:
+            timings = Timings()
+        self._corrections, self._general = timings.corrections(
+            self.worth.plans, self.worth.corrections
+        )
         tokens, is_limited = self._yields.tokens, self.worth.tpot_limit_s is not None
         self._rows = [
             _Row(
@@ -342,46 +285,3 @@ class CostModel:
             for plan in self.worth.plans
         ]
         self._remembered.clear()
-
-    def _revise_corrections(self) -> None:
-        worth, learned = self.worth, self._learned
-        for plan in self._timed if worth.learns else ():
-            learned[plan] = self._learn(plan)
-        self._timed.clear()
-        prior = _mean(list(worth.corrections.values()))
-        everywhere = _mean([ratio for own in learned.values() for ratio in own.means], prior)
-        factor = self._speed.factor if worth.learns else 1.0
-        for plan in worth.plans:
-            own = learned.get(plan)
-            if own is None:
-                self._general[plan] = worth.corrections.get(plan, everywhere * factor)
-                self._corrections[plan] = {}
-            else:
-                self._general[plan] = own.general * factor
-                self._corrections[plan] = {b: c * factor for b, c in own.by_bucket.items()}
-
-    def _learn(self, plan: Plan) -> _Learned:
-        """Corrections whose step times do not fall as the batch grows: a lone sample that says so
-        is noise."""
-        timings = self._timings[plan]
-        buckets = sorted(timings)
-        means = tuple(timings[bucket].mean for bucket in buckets)
-        general = _mean(means)
-        times, weights, bases = [], [], []
-        for bucket, mean in zip(buckets, means, strict=True):
-            count = timings[bucket].at(self._revised_at)
-            shrunk = (count * mean + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
-            base = self._profiled.at_centre(plan, bucket)
-            bases.append(base)
-            times.append(base * shrunk)
-            weights.append(float(count))
-        smooth = isotonic(times, weights)
-        corrections = (t / base for t, base in zip(smooth, bases, strict=True))
-        return _Learned(means, general, dict(zip(buckets, corrections, strict=True)))
-
-
-def _mean(values: Sequence[float], fallback: float = 1.0) -> float:
-    """Geometric: factors of 2 and 1/2 cancel."""
-    if not values:
-        return fallback
-    return math.exp(sum(map(math.log, values)) / len(values))

@@ -1,0 +1,150 @@
+"""What steps took against the profile, by plan and size of batch: step time, learned as it goes.
+
+A correction is a factor on the profiled step time. It is the mean over recent steps, shrunk towards
+the plan's mean over all batches, times what is the machine's and not the plan's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from policies.isotonic import isotonic
+from policies.machine_speed import MOST, MachineSpeed, clipped
+from policies.profiled_steps import ProfiledSteps, batch_bucket
+from policies.vocabulary import Plan
+
+SAMPLES = 32  # steps that a step time is the mean of, per plan and batch bucket
+HALF_LIFE_S = 30.0
+OUTLIER = 4.0  # usual step times that one counts for at most
+TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket
+LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
+
+
+class Timing(NamedTuple):
+    """What a plan's steps took, against the profile and the machine's speed, in one bucket of batch
+    sizes. `steps` are those it rests on: at most `SAMPLES`, and fewer the longer ago they were.
+    `usual`: the logarithm of what a step takes if nothing comes in between."""
+
+    steps: float = 0.0
+    mean: float = 1.0
+    usual: float | None = None
+    last_at: float = -math.inf
+
+    def at(self, now: float) -> float:
+        """Steps that it still rests on."""
+        half_lives = max(0.0, now - self.last_at) / HALF_LIFE_S
+        return self.steps * math.pow(0.5, half_lives)
+
+    def after(self, ratio: float, steps: int, now: float) -> Timing:
+        known = min(float(SAMPLES), self.at(now) + steps)
+        share, seen = min(1.0, steps / known), math.log(ratio)
+        usual = seen if self.usual is None else self.usual
+        # Tokens per second are made of what steps take on average, hiccups included; only what no
+        # other step comes near is cut off.
+        mean = self.mean + share * (min(ratio, OUTLIER * math.exp(usual)) - self.mean)
+        return Timing(known, mean, usual + share * clipped(seen - usual), now)
+
+
+class _Learned(NamedTuple):
+    """A plan's corrections from its own timings: their means, one for all batches, by bucket."""
+
+    means: tuple[float, ...]
+    general: float
+    by_bucket: dict[int, float]
+
+
+class Timings:
+    """Step times of one replica. `now` may be any monotonic clock, always the same one."""
+
+    def __init__(self) -> None:
+        self._speed = MachineSpeed()
+        self._by_plan: dict[Plan, dict[int, Timing]] = {}
+        self._calm: dict[tuple[Plan, int], Timing] = {}
+        """As they were before the machine's speed seemed to change."""
+        self._new: set[Plan] = set()
+        """Plans with timings since their corrections were learned."""
+        self._learned: dict[Plan, _Learned] = {}
+
+    @property
+    def machine(self) -> float:
+        """What all plans take, against the profile."""
+        return self._speed.factor
+
+    def add(self, plan: Plan, sequences: int, ratio: float, steps: int, now: float) -> None:
+        """`steps` equal steps took `ratio` times what is profiled. What cannot be is ignored."""
+        if not 1.0 / MOST <= ratio <= MOST:
+            return
+        case = plan, batch_bucket(sequences)
+        by_bucket = self._by_plan.setdefault(plan, {})
+        timing, jumps = by_bucket.get(case[1]) or Timing(), self._speed.jumps
+        ratio = self._speed.relative(case, ratio, timing.usual, steps)
+        if not 1.0 / LARGEST_CORRECTION <= ratio <= LARGEST_CORRECTION:
+            return
+        if self._speed.jumps > jumps:  # what was charged to the plan meanwhile was the machine's
+            timing = self._calm.get(case, timing)
+        by_bucket[case[1]] = timing = timing.after(ratio, steps, now)
+        if self._speed.is_calm:
+            self._calm[case] = timing
+        self._new.add(plan)
+
+    def known(self, plan: Plan, sequences: float, now: float) -> tuple[float, float]:
+        """Steps that the plan's correction at about this batch size rests on, and when the last of
+        them ran."""
+        timing = self._by_plan.get(plan, {}).get(batch_bucket(sequences))
+        return (0.0, -math.inf) if timing is None else (timing.at(now), timing.last_at)
+
+    def learn(self, profiled: ProfiledSteps, now: float) -> None:
+        """Brings the corrections of plans up to date that ran since."""
+        for plan in self._new:
+            self._learned[plan] = self._learn(plan, profiled, now)
+        self._new.clear()
+
+    def corrections(
+        self, plans: Sequence[Plan], prior: Mapping[Plan, float]
+    ) -> tuple[dict[Plan, dict[int, float]], dict[Plan, float]]:
+        """Factors on profiled step times by plan and bucket, and by plan where a bucket has none.
+
+        `prior`: of plans that never ran here; without one a plan is thought to be as far off as
+        the others are on average.
+        """
+        by_bucket: dict[Plan, dict[int, float]] = {}
+        general: dict[Plan, float] = {}
+        factor = self._speed.factor
+        others = [ratio for own in self._learned.values() for ratio in own.means]
+        elsewhere = factor * mean(others, mean(list(prior.values())))
+        for plan in plans:
+            own = self._learned.get(plan)
+            if own is None:
+                by_bucket[plan], general[plan] = {}, prior.get(plan, elsewhere)
+            else:
+                by_bucket[plan] = {b: c * factor for b, c in own.by_bucket.items()}
+                general[plan] = own.general * factor
+        return by_bucket, general
+
+    def _learn(self, plan: Plan, profiled: ProfiledSteps, now: float) -> _Learned:
+        """Corrections whose step times do not fall as the batch grows: a lone sample that says so
+        is noise."""
+        timings = self._by_plan[plan]
+        buckets = sorted(timings)
+        means = tuple(timings[bucket].mean for bucket in buckets)
+        general = mean(means)
+        times, weights, bases = [], [], []
+        for bucket, own in zip(buckets, means, strict=True):
+            count = timings[bucket].at(now)
+            shrunk = (count * own + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
+            base = profiled.at_centre(plan, bucket)
+            bases.append(base)
+            times.append(base * shrunk)
+            weights.append(count)
+        smooth = isotonic(times, weights)
+        corrections = (t / base for t, base in zip(smooth, bases, strict=True))
+        return _Learned(means, general, dict(zip(buckets, corrections, strict=True)))
+
+
+def mean(values: Sequence[float], fallback: float = 1.0) -> float:
+    """Geometric: factors of 2 and 1/2 cancel."""
+    if not values:
+        return fallback
+    return math.exp(sum(map(math.log, values)) / len(values))
