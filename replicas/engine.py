@@ -104,7 +104,8 @@ class PlanCounters:
     `accepted[i]` counts the rounds in which draft position i (0 is the first drafted token) was
     accepted, out of `rounds`; only self-speculation drafts. For diffusion a round is one block.
     `sequence_steps` sums the rows of every step, so `committed / sequence_steps` is tokens per step
-    and sequence. `seconds` is wall time of steps, shared among the plans of a step by rows.
+    and sequence. `seconds` is wall time of steps, shared among the plans of a step by rows;
+    while there is work a step lasts from the end of the one before.
     `mixed_seconds` and `mixed_committed` are the parts of `seconds` and `committed` from steps that
     also read prompts or ran another plan; what is left is decoding alone.
     """
