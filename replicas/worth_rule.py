@@ -68,7 +68,7 @@ class WorthRule:
     _lost_s: float = 0.0
     """Time lost against whatever was best, since a change last gained next to nothing."""
     _behind_s: dict[Plan, float] = field(default_factory=dict)
-    """Time lost against each plan, on balance; never below 0."""
+    """Time lost against plans, on balance, where it is above 0."""
     _is_new: bool = False
     _picked_at: float = -math.inf
     _savings_s: float = PROBE_SAVINGS_S
@@ -107,8 +107,9 @@ class WorthRule:
             return best
         hysteresis = self.worth.hysteresis * (LEAVING_AR if current == AR else 1.0)
         negligible = NEGLIGIBLE * hysteresis
-        self._count_losses(values, values.by_plan[current], negligible, since_s)
         gain = values.by_plan[best] / values.by_plan[current] - 1.0
+        if self._behind_s or gain > negligible:
+            self._count_losses(values, values.by_plan[current], negligible, since_s)
         if gain <= negligible:
             self._lost_s = 0.0
             return current
@@ -120,10 +121,10 @@ class WorthRule:
         hysteresis *= 1.0 + AFTER_CHANGE * calm
         if gain > hysteresis and self._lost_s >= paid_s:
             return best
-        rival = max(values.within_limit, key=self._behind_s.__getitem__)
+        rival = max(self._behind_s, key=self._behind_s.__getitem__, default=current)
         is_better = values.by_plan[rival] > values.by_plan[current]
-        is_due = self._behind_s[rival] >= max(STEADY_LOSS_S, paid_s)
-        return rival if is_better and is_due else current
+        is_due = is_better and self._behind_s[rival] >= max(STEADY_LOSS_S, paid_s)
+        return rival if is_due else current
 
     def changed(self) -> None:
         """The governor has changed the plan."""
@@ -137,10 +138,12 @@ class WorthRule:
     def _count_losses(
         self, values: Values, current: float, negligible: float, since_s: float
     ) -> None:
-        behind_s, least = self._behind_s, 1.0 + negligible
-        for plan in values.within_limit:
-            lost_s = behind_s.get(plan, 0.0) + (values.by_plan[plan] / current - least) * since_s
-            behind_s[plan] = lost_s if lost_s > 0.0 else 0.0
+        before, least = self._behind_s, 1.0 + negligible
+        lost_s = {
+            plan: before.get(plan, 0.0) + (values.by_plan[plan] / current - least) * since_s
+            for plan in values.within_limit
+        }
+        self._behind_s = {plan: seconds for plan, seconds in lost_s.items() if seconds > 0.0}
 
     def dwell_s(self, current: Plan, decoding: int, context_tokens: int) -> float:
         """Shortest stay in a plan: some steps, and long against what a change costs."""
