@@ -101,15 +101,19 @@ class WorthRule:
         self._savings_s = min(PROBE_SAVINGS_S, self._savings_s + self.worth.probe_share * since_s)
         if self.is_distrusting(now):
             return AR
-        best, is_new = values.best, self._is_new
-        self._is_new = False
+        is_new, self._is_new = self._is_new, False
         if is_new or current not in values.within_limit:
-            return best
+            return values.best
+        return self._if_it_pays(current, values, since_s)
+
+    def _if_it_pays(self, current: Plan, values: Values, since_s: float) -> Plan:
+        """A large gain at once, a small one when it has stayed."""
+        best, now_worth = values.best, values.by_plan[current]
         hysteresis = self.worth.hysteresis * (LEAVING_AR if current == AR else 1.0)
         negligible = NEGLIGIBLE * hysteresis
-        gain = values.by_plan[best] / values.by_plan[current] - 1.0
+        gain = values.by_plan[best] / now_worth - 1.0
         if self._behind_s or gain > negligible:
-            self._count_losses(values, values.by_plan[current], negligible, since_s)
+            self._count_losses(values, now_worth, negligible, since_s)
         if gain <= negligible:
             self._lost_s = 0.0
             return current
@@ -117,12 +121,11 @@ class WorthRule:
         # staying is small, and a load that swings would have the plan follow every swing.
         self._lost_s += gain * since_s
         paid_s = RENT * self.switch_s
-        calm = math.exp((self._changed_at - now) / CALM_S)
-        hysteresis *= 1.0 + AFTER_CHANGE * calm
-        if gain > hysteresis and self._lost_s >= paid_s:
+        calm = math.exp((self._changed_at - self._picked_at) / CALM_S)
+        if gain > hysteresis * (1.0 + AFTER_CHANGE * calm) and self._lost_s >= paid_s:
             return best
         rival = max(self._behind_s, key=self._behind_s.__getitem__, default=current)
-        is_better = values.by_plan[rival] > values.by_plan[current]
+        is_better = values.by_plan[rival] > now_worth
         is_due = is_better and self._behind_s[rival] >= max(STEADY_LOSS_S, paid_s)
         return rival if is_due else current
 
