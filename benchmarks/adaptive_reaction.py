@@ -179,6 +179,7 @@ class _Refilled:
 async def local(stack: Stack, load: Load, trials: int) -> Reaction:
     """The replica's governor follows the load."""
     reaction, noise = Reaction("s"), Random(1)
+    await stack.follow(None)  # the last window may have been a pinned one
     for level in [1, MOST] * trials:
         before = await _calm(stack, load, MOST + 1 - level, noise)
         changed_at = time.time()

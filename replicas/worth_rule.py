@@ -65,6 +65,7 @@ class WorthRule:
     switch_s: float = 0.0
     """What a change of plan costs, as measured."""
     distrusts: int = 0
+    _excess_s: float = field(init=False)
     _lost_s: float = 0.0
     """Time lost against whatever was best, since a change last gained next to nothing."""
     _behind_s: dict[Plan, float] = field(default_factory=dict)
@@ -80,6 +81,9 @@ class WorthRule:
     _has_changed: bool = False
     _is_probing: bool = False
     _changed_at: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self._excess_s = self.switch_s
 
     @classmethod
     def of(cls, worth: Worth, now: float) -> WorthRule:
@@ -252,8 +256,10 @@ class WorthRule:
     def _observe_change(self, excess_s: float) -> None:
         if self._has_changed:
             self._has_changed = False
-            cost_s = min(MOST_SWITCH_S, max(0.0, excess_s))
-            self.switch_s += SWITCH_WEIGHT * (cost_s - self.switch_s)
+            # Steps that happened to be short count as well, or noise alone would be a price.
+            cost_s = max(-MOST_SWITCH_S, min(MOST_SWITCH_S, excess_s))
+            self._excess_s += SWITCH_WEIGHT * (cost_s - self._excess_s)
+            self.switch_s = max(0.0, self._excess_s)
 
     def _observe_yield(
         self, step: StepObservation, seconds: float, expected_s: float, now: float

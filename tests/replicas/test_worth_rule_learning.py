@@ -151,3 +151,14 @@ def test_a_stall_is_no_price_of_a_change(seconds):
     governor.observe(StepObservation(governor.plan, 4, 2048, seconds, [1] * 4), 1.0)
     assert governor.switches == 1
     assert governor.rule.switch_s <= 0.1
+
+
+def test_noise_is_no_price_of_a_change():
+    """Right after a change a step is as often too short as too long where changes are free."""
+    governor = governor_of(QUIET)
+    expected_s = governor.rule.model.step_s(AR, 4, 2048)
+    for number in range(200):
+        governor.rule.changed()
+        seconds = expected_s * (1.5 if number % 2 else 0.5)
+        governor.rule.observe(StepObservation(AR, 4, 2048, seconds, [1] * 4), AR, 0.1 * number)
+    assert governor.rule.switch_s < 0.06 * expected_s
