@@ -15,7 +15,7 @@ from policies.machine_speed import MOST, MachineSpeed, clipped
 from policies.profiled_steps import ProfiledSteps, batch_bucket
 from policies.vocabulary import Plan
 
-SAMPLES = 32  # steps that a step time is the mean of, per plan and batch bucket
+SAMPLES = 256  # steps that a step time is the mean of, per plan and batch bucket
 HALF_LIFE_S = 30.0
 OUTLIER = 4.0  # usual step times that one counts for at most
 TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket

@@ -39,8 +39,12 @@ def sglang_app(deploy: Callable[..., App]) -> App:
 
 
 def row(app: App) -> dict[str, Any]:
-    (only,) = app.replicas().values()
-    return only
+    """KeyError, which waiting goes on at, while the replica is late to call: a server that starts
+    takes all cores."""
+    rows = app.replicas()
+    if len(rows) != 1:
+        raise KeyError(f"{len(rows)} replicas have called lately, not 1")
+    return next(iter(rows.values()))
 
 
 def total(app: App, name: str) -> float:
