@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from random import Random
 
 from policies.vocabulary import Band
 
@@ -12,6 +14,7 @@ LEVELS = (1, 2, 4, 8, 16, 32)
 MOST = LEVELS[-1]
 SHIFT_AT = 8  # clients while the kind of prompts changes
 SWING_S = 0.5  # an oscillating load stays so long on either side
+ALL_TIMES = 6  # as long as other moving loads is the one that has everything in it
 USUAL_CROSSOVER = 8  # where the bands know none
 
 
@@ -60,7 +63,7 @@ def fixed_name(level: int) -> str:
 
 
 def moving(seconds: float, crossover: tuple[int, int]) -> list[Scenario]:
-    """Everything that changes, each about `seconds` long; they are the mixed load."""
+    """What changes, each about `seconds` long but the last; together they are the mixed load."""
     part = seconds / 3
     low, high = crossover
     swings = max(1, round(seconds / (2 * SWING_S)))
@@ -78,7 +81,16 @@ def moving(seconds: float, crossover: tuple[int, int]) -> list[Scenario]:
                 _steady(part, SHIFT_AT, EASY),
             ),
         ),
+        Scenario("everything", _everything(ALL_TIMES * seconds)),
     ]
+
+
+def _everything(seconds: float) -> tuple[Phase, ...]:
+    """Every number of clients with every kind of prompts, once, for equal times: an order that was
+    drawn, and is the same each time."""
+    pairs = list(product(LEVELS, (EASY, MIXED, HARD)))
+    Random(1).shuffle(pairs)
+    return tuple(_steady(seconds / len(pairs), level, traffic) for level, traffic in pairs)
 
 
 OSCILLATION = "oscillation"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from benchmarks.adaptive_plot import draw
 from benchmarks.adaptive_reaction import Reaction, percentile
 from benchmarks.adaptive_report import show, to_dict
 from benchmarks.adaptive_scenarios import (
+    EASY,
     HARD,
     LEVELS,
     MIXED,
@@ -77,7 +79,9 @@ def test_a_scenario_plays_its_phases_and_stays_in_the_last() -> None:
 
 
 def test_moving_scenarios_are_as_long_as_asked_and_within_the_clients() -> None:
-    for scenario in moving(6.0, (8, 12)):
+    *short, last = moving(6.0, (8, 12))
+    assert last.seconds == pytest.approx(36.0)
+    for scenario in short:
         assert scenario.seconds == pytest.approx(6.0)
         seen = [scenario.at(i / 50)[0] for i in range(301)]
         assert 1 <= min(seen) < max(seen) <= MOST or scenario.name == "shift"
@@ -86,6 +90,14 @@ def test_moving_scenarios_are_as_long_as_asked_and_within_the_clients() -> None:
 def test_the_oscillating_load_crosses_the_crossover_every_half_second() -> None:
     scenario = next(s for s in moving(6.0, (4, 6)) if s.name == OSCILLATION)
     assert [scenario.at(s)[0] for s in (0.1, 0.6, 1.1, 1.6)] == [4, 6, 4, 6]
+
+
+def test_everything_has_every_number_of_clients_with_every_kind_of_prompts_once() -> None:
+    everything = moving(6.0, (4, 6))[-1]
+    pairs = [(phase.begin, phase.traffic) for phase in everything.phases]
+    assert sorted(pairs) == sorted(product(LEVELS, (EASY, MIXED, HARD)))
+    assert len({phase.seconds for phase in everything.phases}) == 1
+    assert pairs == [(phase.begin, phase.traffic) for phase in moving(9.0, (8, 12))[-1].phases]
 
 
 def test_the_crossover_taken_is_the_one_nearest_to_the_middle() -> None:
