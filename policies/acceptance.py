@@ -56,8 +56,8 @@ class Acceptance:
         """Chance of each position once those before it were accepted."""
         weight, chances = self.prior_rounds, []
         for prior, tried, accepted in zip(self.prior, self.tried, self.accepted, strict=True):
-            hits = weight * prior
-            chances.append((accepted + hits) / (tried + weight) if tried + weight else prior)
+            rounds, hits = tried + weight, weight * prior
+            chances.append((accepted + hits) / rounds if rounds else prior)
             weight = hits  # the prior's rounds thin out as real ones do
         return chances
 
@@ -99,7 +99,8 @@ class Acceptance:
         reached = 1.0
         for i, share in enumerate(shares[:POSITIONS]):
             tried[i] += rounds * reached
-            reached = min(reached, share)
+            if share < reached:
+                reached = share
             accepted[i] += rounds * reached
         return self._with(tried, accepted, self.prior_rounds)
 
