@@ -220,8 +220,10 @@ class CostModel:
         ):
             if most is not None and sequences * plan.block_length > most and plan != AR:
                 continue
-            by_bucket, general, machine = correction
-            step_s = profiled_s * (by_bucket.get(batch, general) * machine)
+            by_bucket, factor, machine = correction
+            if by_bucket:
+                factor = by_bucket.get(batch, factor)
+            step_s = profiled_s * (factor * machine)
             by_plan[plan] = value = sequences * tokens / step_s
             if value > most_worth:
                 best, most_worth = plan, value

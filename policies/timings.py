@@ -154,9 +154,10 @@ class Timings:
         means = tuple(timings[bucket].mean for bucket in buckets)
         general = mean(means)
         times, weights, bases = [], [], []
-        for bucket, own in zip(buckets, means, strict=True):
-            count = timings[bucket].at(now)
-            shrunk = (count * own + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
+        for bucket in buckets:
+            timing = timings[bucket]
+            count = timing.at(now)
+            shrunk = (count * timing.mean + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
             base = profiled.at_centre(plan, bucket)
             bases.append(base)
             times.append(base * shrunk)
