@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
-from operator import mul
+from operator import add, mul
 from typing import NamedTuple
 
 from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan
@@ -56,8 +56,8 @@ class Acceptance:
         """Chance of each position once those before it were accepted."""
         weight, chances = self.prior_rounds, []
         for prior, tried, accepted in zip(self.prior, self.tried, self.accepted, strict=True):
-            hits = weight * prior
-            chances.append((accepted + hits) / (tried + weight) if tried + weight else prior)
+            rounds, hits = tried + weight, weight * prior
+            chances.append((accepted + hits) / rounds if rounds else prior)
             weight = hits  # the prior's rounds thin out as real ones do
         return chances
 
@@ -84,11 +84,13 @@ class Acceptance:
         tried = [count * keep for count in self.tried]
         accepted = [count * keep for count in self.accepted]
         for length, counts in rounds.items():
-            reached = 0.0  # rounds that yielded more than i + 1 tokens
-            for i in range(min(length, len(counts)) - 2, -1, -1):
-                reached += counts[i + 2] if i + 2 < len(counts) else 0.0
-                accepted[i] += reached
-                tried[i] += reached + counts[i + 1]
+            # Rounds that yielded at least i + 1 tokens, which is what trying position i takes, for
+            # i from the last down to 0; accepting it takes one token more.
+            reached = [*accumulate(counts[length:0:-1])][::-1]
+            positions = min(len(reached), length - 1)
+            tried[:positions] = map(add, tried[:positions], reached)
+            del reached[:1]
+            accepted[: len(reached)] = map(add, accepted, reached)
         # The prior fades four times slower: it is all there is where nothing is measured.
         prior_rounds = self.prior_rounds * keep**0.25
         return self._with(tried, accepted, prior_rounds)
@@ -99,7 +101,8 @@ class Acceptance:
         reached = 1.0
         for i, share in enumerate(shares[:POSITIONS]):
             tried[i] += rounds * reached
-            reached = min(reached, share)
+            if share < reached:
+                reached = share
             accepted[i] += rounds * reached
         return self._with(tried, accepted, self.prior_rounds)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
 
 from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
 from policies.change_detector import ChangeDetector
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
-from policies.timings import Timings
+from policies.timings import Correction, Timings
 from policies.vocabulary import AR, Mode, Plan
 from policies.worth import Worth
 
@@ -29,14 +30,14 @@ ALARM_FORGETS = 0.9
 DIFFUSION_ROUNDS = 50.0  # rows in steps of diffusion after which half of a new ratio is believed
 
 
-@dataclass(frozen=True, slots=True)
-class StepObservation:
+class StepObservation(NamedTuple):
     """One decoding step of one plan, or several alike.
 
     `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
     `is_alone`: no second plan ran in the step, so that `seconds` are the plan's own but for
     `prompt_tokens`, which were prefilled on the way. A simulation tells `steps` equal ones at once:
     `seconds` is then their sum, and `counts[g]` the rows that kept g tokens, in place of `yields`.
+    (A tuple, for one is made at every step, and a frozen dataclass takes four times as long.)
     """
 
     plan: Plan
@@ -71,14 +72,12 @@ class Values(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """All that is multiplied out of a plan; `correction` holds where no bucket has its own, and
-    `hard_tokens` are needed only under a limit on TPOT."""
+    """All that is multiplied out of a plan; `hard_tokens` are needed only under a limit on TPOT."""
 
     plan: Plan
     tokens: float
     hard_tokens: float
-    corrections: Mapping[int, float]
-    correction: float
+    correction: Correction
 
 
 class CostModel:
@@ -92,8 +91,7 @@ class CostModel:
         self._detector = ChangeDetector()
         self._alarm_until = -math.inf
         self._timings = Timings()
-        self._corrections: dict[Plan, dict[int, float]] = {}
-        self._general: dict[Plan, float] = {}
+        self._corrections: dict[Plan, Correction] = {}
         self._rows: list[_Row] = []
         self._rounds: dict[int, list[float]] = {}
         self._diffused: dict[int, list[float]] = {}
@@ -123,7 +121,8 @@ class CostModel:
             for kept in step.yields:
                 counts[min(kept, length)] += 1.0
             for kept, rows in enumerate(step.counts):
-                counts[min(kept, length)] += rows
+                if rows:  # few are
+                    counts[min(kept, length)] += rows
         elif step.plan.mode is Mode.DIFFUSION:
             sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
             sums[0] += step.rows
@@ -169,17 +168,14 @@ class CostModel:
         """What `values` calls best at these numbers of sequences, and no more than that."""
         if self.worth.tpot_limit_s is not None or self.worth.profile.max_positions is not None:
             return [self.values(n, n * context_length).best for n in batches]
-        rows, bucket, found = self._rows, context_bucket(context_length), []
-        for sequences in batches:
-            steps, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
-            values = [
-                sequences * tokens / (profiled_s * corrections.get(batch, correction))
-                for (_, tokens, _, corrections, correction), profiled_s in zip(
-                    rows, steps, strict=True
-                )
-            ]
-            found.append(rows[values.index(max(values))].plan)
-        return found
+        profiled_s = self._profiled.table(tuple(batches), context_bucket(context_length))
+        corrections = [row.correction for row in self._rows]
+        # Of a model that was not corrected here, as a controller's are, one row serves all batches.
+        own = batches if any(c.by_bucket for c in corrections) else batches[:1]
+        factors = np.array([[c.at(batch_bucket(n)) for c in corrections] for n in own])
+        tokens = np.array([row.tokens for row in self._rows])
+        values = np.array(batches)[:, None] * tokens / (profiled_s * factors)
+        return [self.worth.plans[best] for best in values.argmax(axis=1).tolist()]
 
     def step_s(self, plan: Plan, sequences: float, context_tokens: float) -> float:
         """Predicted seconds of a step."""
@@ -205,8 +201,7 @@ class CostModel:
     def correction(self, plan: Plan, sequences: float) -> float:
         """Factor on the profiled step time."""
         known = self._corrections.get(plan)
-        general = self._general.get(plan, 1.0)
-        return known.get(batch_bucket(sequences), general) if known else general
+        return 1.0 if known is None else known.at(batch_bucket(sequences))
 
     @property
     def yields(self) -> Yields:
@@ -215,17 +210,20 @@ class CostModel:
     # -- the parts ------------------------------------------------------------------------------
 
     def _values(self, sequences: int, bucket: int) -> Values:
-        profile, limit_s = self.worth.profile, self.worth.tpot_limit_s
-        most = math.inf if profile.max_positions is None else profile.max_positions
+        most, limit_s = self.worth.profile.max_positions, self.worth.tpot_limit_s
         steps, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
         by_plan: dict[Plan, float] = {}
         tpot: dict[Plan, float] = {}
         best, most_worth = AR, 0.0
-        for row, profiled_s in zip(self._rows, steps, strict=True):
-            plan, tokens, hard_tokens, corrections, correction = row
-            if sequences * plan.block_length > most and plan != AR:
+        for (plan, tokens, hard_tokens, correction), profiled_s in zip(
+            self._rows, steps, strict=True
+        ):
+            if most is not None and sequences * plan.block_length > most and plan != AR:
                 continue
-            step_s = profiled_s * corrections.get(batch, correction)
+            by_bucket, factor, machine = correction
+            if by_bucket:
+                factor = by_bucket.get(batch, factor)
+            step_s = profiled_s * (factor * machine)
             by_plan[plan] = value = sequences * tokens / step_s
             if value > most_worth:
                 best, most_worth = plan, value
@@ -270,9 +268,7 @@ class CostModel:
             timings = self._timings
         else:
             timings = Timings()
-        self._corrections, self._general = timings.corrections(
-            self.worth.plans, self.worth.corrections
-        )
+        self._corrections = timings.corrections(self.worth.plans, self.worth.corrections)
         tokens, is_limited = self._yields.tokens, self.worth.tpot_limit_s is not None
         self._rows = [
             _Row(
@@ -280,7 +276,6 @@ class CostModel:
                 tokens(plan),
                 tokens(plan, hard=True) if is_limited else math.nan,
                 self._corrections[plan],
-                self._general[plan],
             )
             for plan in self.worth.plans
         ]

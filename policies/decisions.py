@@ -30,12 +30,11 @@ class Reading:
     age_s: float | None = None
 
     def __post_init__(self) -> None:
-        age = self.age_s
-        if age is not None and not math.isfinite(age):
-            object.__setattr__(self, "age_s", None)
-        elif age is not None and age < 0.0:
-            object.__setattr__(self, "age_s", 0.0)  # two clocks disagree: the value is new
-        if self.value is not None and not (math.isfinite(self.value) and self.value >= 0.0):
+        value, age = self.value, self.age_s
+        if age is not None and not 0.0 <= age < math.inf:
+            # Two clocks disagree where it is negative: the value is new.
+            object.__setattr__(self, "age_s", 0.0 if -math.inf < age < 0.0 else None)
+        if value is not None and not 0.0 <= value < math.inf:
             object.__setattr__(self, "value", None)
 
     def within(self, max_age_s: float) -> float | None:

@@ -78,7 +78,7 @@ class Estimates:
     def load(self, signals: Signals, decoding: float) -> tuple[float, float]:
         """Sequences and the tokens they have cached, within what a replica can hold: signals may
         contradict each other."""
-        sequences = min(max(1.0, decoding), MOST_SEQUENCES)
+        sequences = 1.0 if decoding < 1.0 else min(decoding, MOST_SEQUENCES)
         length = context_length(signals, self.context_length)
         return sequences, sequences * min(length, MOST_CONTEXT)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     """Weighted least-squares fit to `values` among sequences that do not fall."""
+    if list(values) == sorted(values):  # most do not fall, and many are one
+        return list(values)
     blocks: list[list[float]] = []  # mean, weight, members
     for value, weight in zip(values, weights, strict=True):
         blocks.append([value, weight, 1])

@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+
 from policies.step_time import Profile
 from policies.vocabulary import Plan
 
 CONTEXT_STEP = 4  # buckets of context length per doubling
 CENTRE_CONTEXT = 512.0  # tokens per sequence in the centre of a bucket of batches
 MAX_PROFILES = 64
+
+Table = npt.NDArray[np.float64]
 
 
 class ProfiledSteps:
@@ -22,6 +27,7 @@ class ProfiledSteps:
     def __init__(self, profile: Profile, plans: tuple[Plan, ...]) -> None:
         self.profile, self.plans = profile, plans
         self._on_grid: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._tables: dict[tuple[tuple[int, ...], int], Table] = {}
         self._at_centre: dict[tuple[Plan, int], float] = {}
         self._last: tuple[tuple[Plan, float, float] | None, float] = None, 0.0
 
@@ -44,6 +50,14 @@ class ProfiledSteps:
             steps = tuple(self.profile.step_s(plan, sequences, tokens) for plan in self.plans)
             self._on_grid[sequences, context] = steps
         return steps
+
+    def table(self, batches: tuple[int, ...], context: int) -> Table:
+        """As `on_grid`, a row for every number of sequences."""
+        table = self._tables.get((batches, context))
+        if table is None:
+            table = np.array([self.on_grid(n, context) for n in batches])
+            self._tables[batches, context] = table
+        return table
 
     def at_centre(self, plan: Plan, batch: int) -> float:
         """In the middle of a bucket of batches."""

@@ -72,7 +72,8 @@ class Curve:
         low, high = (a, b) if a < b else (b, a)
         if low <= 0.0:
             return high
-        return float(high * (1.0 + (low / high) ** self.sharpness) ** (1.0 / self.sharpness))
+        soft: float = high * (1.0 + (low / high) ** self.sharpness) ** (1.0 / self.sharpness)
+        return soft
 
 
 @dataclass(frozen=True, slots=True)

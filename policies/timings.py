@@ -55,6 +55,23 @@ class _Learned(NamedTuple):
     by_bucket: dict[int, float]
 
 
+class Correction(NamedTuple):
+    """Factor on a plan's profiled step times: by bucket of batch sizes, `general` where there is
+    none for it; and `machine`, which either is to be multiplied by. Apart, since the machine's
+    speed changes with every step, and the rest only with the plan's own."""
+
+    by_bucket: Mapping[int, float]
+    general: float
+    machine: float
+
+    def at(self, bucket: int) -> float:
+        """For batches in this bucket."""
+        return self.by_bucket.get(bucket, self.general) * self.machine
+
+
+NO_BUCKETS: Mapping[int, float] = {}
+
+
 class Timings:
     """Step times of one replica. `now` may be any monotonic clock, always the same one."""
 
@@ -103,25 +120,31 @@ class Timings:
 
     def corrections(
         self, plans: Sequence[Plan], prior: Mapping[Plan, float]
-    ) -> tuple[dict[Plan, dict[int, float]], dict[Plan, float]]:
-        """Factors on profiled step times by plan and bucket, and by plan where a bucket has none.
+    ) -> dict[Plan, Correction]:
+        """Of every plan.
 
         `prior`: of plans that never ran here; without one a plan is thought to be as far off as
         the others are on average.
         """
-        by_bucket: dict[Plan, dict[int, float]] = {}
-        general: dict[Plan, float] = {}
-        factor = self._speed.factor
-        others = [ratio for own in self._learned.values() for ratio in own.means]
-        elsewhere = factor * mean(others, mean(list(prior.values())))
+        learned, factor = self._learned, self._speed.factor
+        found: dict[Plan, Correction] = {}
+        elsewhere: Correction | None = None
         for plan in plans:
-            own = self._learned.get(plan)
-            if own is None:
-                by_bucket[plan], general[plan] = {}, prior.get(plan, elsewhere)
+            own = learned.get(plan)
+            if own is not None:
+                found[plan] = Correction(own.by_bucket, own.general, factor)
+            elif plan in prior:
+                found[plan] = Correction(NO_BUCKETS, prior[plan], 1.0)
             else:
-                by_bucket[plan] = {b: c * factor for b, c in own.by_bucket.items()}
-                general[plan] = own.general * factor
-        return by_bucket, general
+                elsewhere = elsewhere or self._elsewhere(prior)
+                found[plan] = elsewhere
+        return found
+
+    def _elsewhere(self, prior: Mapping[Plan, float]) -> Correction:
+        """Of a plan of which nothing is known."""
+        others = [ratio for own in self._learned.values() for ratio in own.means]
+        general = mean(others) if others else mean(list(prior.values()))
+        return Correction(NO_BUCKETS, general, self._speed.factor)
 
     def _learn(self, plan: Plan, profiled: ProfiledSteps, now: float) -> _Learned:
         """Corrections whose step times do not fall as the batch grows: a lone sample that says so
@@ -131,9 +154,10 @@ class Timings:
         means = tuple(timings[bucket].mean for bucket in buckets)
         general = mean(means)
         times, weights, bases = [], [], []
-        for bucket, own in zip(buckets, means, strict=True):
-            count = timings[bucket].at(now)
-            shrunk = (count * own + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
+        for bucket in buckets:
+            timing = timings[bucket]
+            count = timing.at(now)
+            shrunk = (count * timing.mean + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
             base = profiled.at_centre(plan, bucket)
             bases.append(base)
             times.append(base * shrunk)
@@ -143,8 +167,8 @@ class Timings:
         return _Learned(means, general, dict(zip(buckets, corrections, strict=True)))
 
 
-def mean(values: Sequence[float], fallback: float = 1.0) -> float:
-    """Geometric: factors of 2 and 1/2 cancel."""
+def mean(values: Sequence[float]) -> float:
+    """Geometric: factors of 2 and 1/2 cancel. Of nothing it is 1."""
     if not values:
-        return fallback
+        return 1.0
     return math.exp(sum(map(math.log, values)) / len(values))

@@ -178,7 +178,7 @@ class Schedule:
             plan = change(band.plan)
             if bands and bands[-1].plan == plan:
                 bands.pop()
-            bands.append(Band(band.up_to, plan))
+            bands.append(band if plan is band.plan else Band(band.up_to, plan))
         worth = None if self.worth is None else self.worth.map_plans(change)
         if tuple(bands) == self.bands and worth is self.worth:
             return self

@@ -38,13 +38,11 @@ class Counters:
         accepted: npt.NDArray[np.int64] | None,
     ) -> None:
         """Adds steps of one plan; `accepted[g]` of its rounds verified g tokens."""
-        row = self.table[INDEX[plan]]
-        row[SECONDS] += seconds
-        row[STEPS] += steps
-        row[SEQUENCE_STEPS] += steps * sequences
-        row[TOKENS] += tokens
-        if accepted is not None and plan.mode is Mode.SELF_SPECULATION:
-            row[ROUNDS] += steps * sequences
+        row, is_drafted = self.table[INDEX[plan]], plan.mode is Mode.SELF_SPECULATION
+        sequence_steps = steps * sequences
+        rounds = sequence_steps if is_drafted else 0
+        row[:ACCEPTED] += (seconds, steps, sequence_steps, tokens, rounds)
+        if accepted is not None and is_drafted:
             row[ACCEPTED : ACCEPTED + len(accepted)] += accepted
 
 

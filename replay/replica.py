@@ -201,10 +201,9 @@ class Replica:
     def _settle(self, chunk: Chunk, now: float) -> None:
         self._chunk = None
         steps, rows, context = chunk.steps, len(self.batch), self.batch.context
-        finished = self.batch.take(chunk.draw, steps)
+        tokens, finished = self.batch.take(chunk.draw, steps)
         seconds = chunk.ends[steps - 1] - chunk.started
         kept, accepted = self._tally(chunk, steps, rows)
-        tokens = sum(n * count for n, count in enumerate(kept))
         self.counters.count(chunk.plan, steps, rows, seconds, tokens, accepted)
         step = StepObservation(chunk.plan, rows, context, seconds, (), steps=steps, counts=kept)
         self.chooser.observe(step, now)

@@ -93,7 +93,8 @@ class Governor:
         if schedule.order < self.schedule.order:
             return False
         self.received_at = now
-        if schedule != self.schedule:  # a refresh must not set what was learned back
+        # A refresh must not set what was learned back.
+        if schedule is not self.schedule and schedule != self.schedule:
             was_choosing, self.schedule = self.schedule.worth is not None, schedule
             self._follow_worth(now)
             if self._rule is not None and not was_choosing:

@@ -94,7 +94,7 @@ def simulate(
         plan = governor.pick(batch, now, batch * length, waiting)
         step = machine.step(plan, batch, batch * length, now)
         if governor.plan != before:
-            step = replace(step, seconds=step.seconds + machine.switch_s)
+            step = step._replace(seconds=step.seconds + machine.switch_s)
         steps.append(Step(now, plan, governor.plan, step.seconds, step.tokens))
         now += step.seconds
         governor.observe(step, now)

@@ -106,7 +106,7 @@ def test_step_times_do_not_fall_as_the_batch_grows_even_if_a_sample_says_so():
 
 def test_a_step_of_two_plans_says_nothing_of_step_times():
     model = CostModel(WORTH)
-    step = replace(Machine(factors={SPEC_8: 3.0}).step(SPEC_8, 16, 8192, 0.0), is_alone=False)
+    step = Machine(factors={SPEC_8: 3.0}).step(SPEC_8, 16, 8192, 0.0)._replace(is_alone=False)
     for _ in range(50):
         model.observe(step, 0.0)
     model.revise(1.0)
@@ -119,7 +119,7 @@ def test_steps_that_all_hold_prefill_tell_what_their_plan_takes(prompt_tokens):
     model = CostModel(WORTH)
     step = Machine(factors={SPEC_8: 3.0}).step(SPEC_8, 16, 8192, 0.0)
     prefill_s = H100.curve.added_s(16 * 8, prompt_tokens)
-    mixed = replace(step, seconds=step.seconds + prefill_s, prompt_tokens=prompt_tokens)
+    mixed = step._replace(seconds=step.seconds + prefill_s, prompt_tokens=prompt_tokens)
     for _ in range(50):
         model.observe(mixed, 0.0)
     model.revise(1.0)
@@ -131,7 +131,7 @@ def test_a_plan_whose_steps_are_often_held_up_is_charged_with_their_mean():
     model, step = CostModel(WORTH), Machine().step(AR, 16, 8192, 0.0)
     for number in range(300):
         slower = 4.0 if number % 10 in (2, 5, 8) else 1.0
-        model.observe(replace(step, seconds=step.seconds * slower), 0.02 * number)
+        model.observe(step._replace(seconds=step.seconds * slower), 0.02 * number)
     model.revise(10.0)
     assert model.correction(AR, 16) == pytest.approx(1.9, rel=0.15)
 
@@ -174,7 +174,7 @@ def test_nothing_is_learned_where_the_worth_says_so():
 
 def test_many_equal_steps_told_at_once_count_like_as_many_told_singly():
     one = StepObservation(SPEC_4, 4, 2048, 0.02, [1, 2, 4, 4])
-    many = replace(one, seconds=0.2, yields=(), steps=10, counts=(0, 10, 10, 0, 20))
+    many = one._replace(seconds=0.2, yields=(), steps=10, counts=(0, 10, 10, 0, 20))
     singly, at_once = CostModel(WORTH), CostModel(WORTH)
     for _ in range(10):
         singly.observe(one, 0.0)
@@ -228,6 +228,8 @@ STEPS = st.builds(
     yields=st.lists(st.integers(0, 40), max_size=8),
     is_alone=st.booleans(),
     prompt_tokens=st.integers(0, 100_000),
+    steps=st.just(1),
+    counts=st.just(()),
 )
 
 
