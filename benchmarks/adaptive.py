@@ -1,6 +1,6 @@
 """Adaptive against every fixed plan, on the real stack: demo model, Ray Serve, HTTP, this CPU.
 
-    python -m benchmarks.adaptive [--quick] [--quality any] [--json FILE] [--plot FILE.png]
+    python -m benchmarks.adaptive [--quick] [--haproxy] [--quality any] [--json FILE] [--plot PNG]
 
 One replica; a fixed plan is an operator's pin, adaptive is no pin. In every scenario all arms take
 turns, round by round and in another order each round, over the same requests; the first half second
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     options: dict[str, Any] = {"num_replicas": 1, "max_sequences": MOST, "quality": args.quality}
     names = [SHARED, OWN] if args.separate else [SHARED]
     began = time.monotonic()
-    with serving("torch", haproxy=False) as (port, deploy):
+    with serving("torch", args.haproxy) as (port, deploy):
         for name in names:
             deploy(name, **options)
         measured = asyncio.run(measure(port, names, settings, args, console.log))
@@ -142,6 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
         "quick": args.quick,
         "quality": args.quality.value,
         "separate": args.separate,
+        "haproxy": args.haproxy,
         "fixed_s": settings.fixed_s,
         "fixed_rounds": settings.fixed_rounds,
         "moving_s": settings.moving_s,
@@ -164,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds", type=int, metavar="N", help="of every scenario; default 5 and 4"
     )
     parser.add_argument("--quality", type=Quality, choices=list(Quality), default=Quality.EXACT)
+    parser.add_argument("--haproxy", action="store_true", help="HAProxy in place of Serve's proxy")
     parser.add_argument(
         "--separate", action="store_true", help="a replica of its own for adaptive, never pinned"
     )
