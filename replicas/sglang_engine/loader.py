@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from policies.vocabulary import BLOCK_LENGTHS, Schedule
 from replicas.sglang_engine.engine import Limits, ModelFacts, SGLangEngine
 from replicas.sglang_engine.installation import check_installation
-from replicas.sglang_engine.protocol import CPU_ENVIRONMENT, cpu_flags, launch_flags
+from replicas.sglang_engine.protocol import CPU_ENVIRONMENT, cpu_flags, gpu_flags, launch_flags
 from replicas.sglang_engine.server import Command
 from replicas.torch_engine.checkpoint import load_tokenizer, resolve
 from replicas.torch_engine.loader import resolve_device
@@ -136,7 +136,7 @@ def _cpu_arguments(options: LaunchOptions) -> list[str]:
 
 def _gpu_arguments(options: LaunchOptions) -> list[str]:
     """Not run on a GPU."""
-    arguments = ["--device", "cuda", "--dtype", options.dtype]
+    arguments = [*gpu_flags(), "--dtype", options.dtype]
     if options.kv_tokens:
         arguments += ["--max-total-tokens", str(options.kv_tokens)]
     return arguments

@@ -40,6 +40,7 @@ SEAMS = (
     ("sglang.srt.model_executor.forward_batch_info", "ForwardBatch.extend_prefix_lens"),
     ("sglang.srt.model_executor.forward_batch_info", "ForwardMode.TARGET_VERIFY"),
     ("sglang.srt.layers.radix_attention", "AttentionType.ENCODER_ONLY"),
+    ("sglang.srt.arg_groups.overrides", "attention_backends_of"),
 )
 
 

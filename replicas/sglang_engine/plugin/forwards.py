@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
     ForwardBatch,
@@ -21,6 +20,7 @@ from sglang.srt.model_executor.forward_batch_info import (
 )
 from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
+from replicas.sglang_engine.plugin.attention import attention_for
 from replicas.torch_engine.batch import Rows
 
 
@@ -40,7 +40,7 @@ class BlockInput(SpecInput):  # type: ignore[misc]
 
 
 class Forwards:
-    """The target worker's model, as a function from rows to logits."""
+    """The target worker's model, as a function from rows to logits. Made once it has attention."""
 
     def __init__(self, target_worker: Any, spec_algorithm: Any, max_width: int) -> None:
         self._target, self._algorithm = target_worker, spec_algorithm
@@ -48,18 +48,19 @@ class Forwards:
         self._model = self._runner.model
         self.device = torch.device(target_worker.device)
         self._steps = torch.arange(max_width, device=self.device)
-        modules = self._model.modules()
-        self._attention = [m for m in modules if isinstance(m, RadixAttention)]
+        self._attention = attention_for(self._runner, max_width)
+
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether causal and bidirectional rows may share a pass."""
+        return self._attention.mixes_rows
 
     def run(self, rows: Rows, *, draft: bool = False) -> torch.Tensor:
-        """[B * width, vocab] logits. All rows are causal or none: a forward has one mask."""
-        assert isinstance(rows.causal, bool)
-        if rows.causal and rows.width == 1:
+        """[B * width, vocab] logits."""
+        if rows.causal is True and rows.width == 1:
             return self._logits(self._decode_batch(rows))
         batch = self._block_batch(rows)
-        if rows.causal:
-            return self._logits(batch)
-        with self._bidirectional(), self._drafting(draft):
+        with self._attention.during(rows), self._drafting(draft):
             return self._logits(batch)
 
     def _logits(self, batch: ForwardBatch) -> torch.Tensor:
@@ -91,21 +92,21 @@ class Forwards:
 
     def _block_batch(self, rows: Rows) -> ForwardBatch:
         pool, starts, places = self._places(rows)
-        ends = [s.cached + rows.width for s in rows.sequences]
+        counted = self._attention.keys_counted(rows.width)
+        lengths = [s.cached + counted for s in rows.sequences]
         positions = places.reshape(-1)
         batch = ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
-            batch_size=len(ends),
+            batch_size=len(lengths),
             input_ids=rows.tokens.reshape(-1),
             req_pool_indices=pool,
-            # torch_native counts the keys that a forward adds; it is the only backend this ran on.
-            seq_lens=starts + rows.width,
-            seq_lens_cpu=torch.tensor(ends),
-            seq_lens_sum=sum(ends),
+            seq_lens=starts + counted,
+            seq_lens_cpu=torch.tensor(lengths),
+            seq_lens_sum=sum(lengths),
             out_cache_loc=self._slots(pool, places),
             positions=positions,
             spec_algorithm=self._algorithm,
-            spec_info=BlockInput(positions, rows.width),
+            spec_info=BlockInput(positions, rows.width, self._attention.mask(rows, starts)),
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         batch.extend_prefix_lens = starts.to(torch.int32)
@@ -122,19 +123,6 @@ class Forwards:
         table = self._runner.req_to_token_pool.req_to_token
         slots: torch.Tensor = table[pool[:, None], places].to(torch.int64).reshape(-1)
         return slots
-
-    @contextmanager
-    def _bidirectional(self) -> Iterator[None]:
-        """Every position of a block sees the whole block; read by eager forwards only."""
-        self._set_attention(AttentionType.ENCODER_ONLY)
-        try:
-            yield
-        finally:
-            self._set_attention(AttentionType.DECODER)
-
-    def _set_attention(self, kind: AttentionType) -> None:
-        for layer in self._attention:
-            layer.attn_type = kind
 
     @contextmanager
     def _drafting(self, draft: bool) -> Iterator[None]:
