@@ -37,6 +37,8 @@ ALGORITHM = "TRIMODE"
 ATTENTION_BACKENDS = ("triton", "torch_native")
 """Those that the plugin can tell which keys a block sees."""
 CONTROL_DIR_VARIABLE = "TRIMODE_CONTROL_DIR"
+GRAPHS_VARIABLE = "TRIMODE_CUDA_GRAPHS"
+"""1: the plugin records its passes and replays them."""
 SCHEDULE_FILE = "schedule.json"
 REPORT_FILE = "report.json"
 REPORT_INTERVAL_S = 0.2

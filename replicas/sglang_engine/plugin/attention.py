@@ -8,13 +8,33 @@ takes the mask as data, which may differ from row to row and from replay to repl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
+from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
-from replicas.torch_engine.batch import Rows
+
+@dataclass
+class BlockInput(SpecInput):  # type: ignore[misc]
+    """SGLang's name for a pass of equal width is UNO's verification."""
+
+    positions: torch.Tensor
+    draft_token_num: int
+    causal: bool | torch.Tensor
+    """For all rows, or [B] bool; read by this plugin."""
+    draft: bool = False
+    """With the draft adapter; read by this plugin."""
+    custom_mask: torch.Tensor | None = None
+    capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
+    hidden_states: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(SpecInputType.UNO_VERIFY)
+        self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = self.draft_token_num
 
 
 class BlockAttention(Protocol):
@@ -27,12 +47,8 @@ class BlockAttention(Protocol):
         """How many of a block's keys `seq_lens` counts."""
         ...
 
-    def mask(self, rows: Rows, starts: torch.Tensor) -> torch.Tensor | None:
-        """The pass's mask for `spec_info`; `starts` are the rows' committed lengths."""
-        ...
-
-    def during(self, rows: Rows) -> Any:
-        """A context in which the pass runs."""
+    def showing(self, batch: ForwardBatch) -> AbstractContextManager[None]:
+        """A context in which the batch runs, eagerly, and its rows see what they should."""
         ...
 
 
@@ -47,12 +63,9 @@ class LayerAttention:
     def keys_counted(self, width: int) -> int:
         return width
 
-    def mask(self, rows: Rows, starts: torch.Tensor) -> None:
-        return None
-
     @contextmanager
-    def during(self, rows: Rows) -> Iterator[None]:
-        if rows.causal:
+    def showing(self, batch: ForwardBatch) -> Iterator[None]:
+        if batch.spec_info.causal:
             yield
             return
         self._set(AttentionType.ENCODER_ONLY)
@@ -77,19 +90,26 @@ class MaskAttention:
     def keys_counted(self, width: int) -> int:
         return 0
 
-    def mask(self, rows: Rows, starts: torch.Tensor) -> torch.Tensor:
-        size = sum(mask_size(s.cached, rows.width) for s in rows.sequences)
-        mask = torch.empty(size, dtype=torch.bool, device=starts.device)
-        return self.write(mask, rows.causal, starts, rows.width)
+    @contextmanager
+    def showing(self, batch: ForwardBatch) -> Iterator[None]:
+        block = batch.spec_info
+        keys = batch.seq_lens_sum + batch.input_ids.shape[0]
+        mask = torch.empty(
+            keys * block.draft_token_num, dtype=torch.bool, device=batch.seq_lens.device
+        )
+        self.write(mask, block.causal, batch.seq_lens, block.draft_token_num)
+        block.custom_mask = mask
+        yield
 
     def write(
         self, mask: torch.Tensor, causal: bool | torch.Tensor, starts: torch.Tensor, width: int
-    ) -> torch.Tensor:
-        """Fills `mask`: row after row, query after query, a cell for each key of the prefix and of
-        the block. All see the prefix; within the block a causal query sees no later key."""
+    ) -> None:
+        """Fills `mask`: row after row, query after query, a cell for each key of the prefix, which
+        is `starts` long, and of the block. All see the prefix; within the block a causal query sees
+        no later key."""
         mask.fill_(True)
         if causal is False:
-            return mask
+            return
         steps = self._steps[:width]
         lengths = starts + width
         ends = (lengths * width).cumsum(0)
@@ -99,16 +119,6 @@ class MaskAttention:
         if isinstance(causal, torch.Tensor):
             visible = visible | ~causal[:, None, None]
         mask[cells] = visible.to(mask.dtype).expand(cells.shape)
-        return mask
-
-    @contextmanager
-    def during(self, rows: Rows) -> Iterator[None]:
-        yield
-
-
-def mask_size(cached: int, width: int) -> int:
-    """Cells of one row's mask."""
-    return width * (cached + width)
 
 
 def attention_for(runner: Any, max_width: int) -> BlockAttention:

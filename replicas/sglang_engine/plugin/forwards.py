@@ -7,9 +7,6 @@ so what is committed is always causal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,25 +15,11 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardBatch,
     ForwardMode,
 )
-from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
-from replicas.sglang_engine.plugin.attention import attention_for
+from replicas.sglang_engine.plugin.attention import BlockInput, MaskAttention, attention_for
+from replicas.sglang_engine.plugin.graphs import PassGraphs, capture_for
+from replicas.sglang_engine.protocol import GRAPHS_VARIABLE
 from replicas.torch_engine.batch import Rows
-
-
-@dataclass
-class BlockInput(SpecInput):  # type: ignore[misc]
-    """What attention backends want to know of a forward of equal width: UNO's verification."""
-
-    positions: torch.Tensor
-    draft_token_num: int
-    custom_mask: torch.Tensor | None = None
-    capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
-    hidden_states: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        super().__init__(SpecInputType.UNO_VERIFY)
-        self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = self.draft_token_num
 
 
 class Forwards:
@@ -49,21 +32,41 @@ class Forwards:
         self.device = torch.device(target_worker.device)
         self._steps = torch.arange(max_width, device=self.device)
         self._attention = attention_for(self._runner, max_width)
+        self._graphs: PassGraphs | None = None
 
     @property
     def mixes_rows(self) -> bool:
         """Whether causal and bidirectional rows may share a pass."""
         return self._attention.mixes_rows
 
-    def run(self, rows: Rows, *, draft: bool = False) -> torch.Tensor:
-        """[B * width, vocab] logits."""
-        if rows.causal is True and rows.width == 1:
-            return self._logits(self._decode_batch(rows))
-        batch = self._block_batch(rows)
-        with self._attention.during(rows), self._drafting(draft):
-            return self._logits(batch)
+    def record(self) -> None:
+        """From now on passes are replayed where a recorded one fits, SGLang's plain steps too.
 
-    def _logits(self, batch: ForwardBatch) -> torch.Tensor:
+        Raises:
+            ValueError: this attention backend's masks are no data.
+        """
+        if not isinstance(self._attention, MaskAttention):
+            raise ValueError(
+                f"{GRAPHS_VARIABLE}=1 needs --attention-backend triton, found "
+                f"{self._runner.decode_attention_backend_str}; change one of them"
+            )
+        self._graphs = self._runner.decode_cuda_graph_runner = PassGraphs(
+            self._runner, self._attention, len(self._steps), capture_for(self.device)
+        )
+
+    def run(self, rows: Rows, *, draft: bool = False) -> torch.Tensor:
+        """[B * width, vocab] logits, good until the next call."""
+        is_plain = rows.causal is True and rows.width == 1
+        batch = self._decode_batch(rows) if is_plain else self._block_batch(rows, draft)
+        if self._graphs is not None and self._graphs.can_run_graph(batch):
+            logits: torch.Tensor = self._graphs.execute(batch).next_token_logits
+            return logits
+        if is_plain:
+            return self._eagerly(batch)
+        with self._attention.showing(batch), self._model.drafting(draft):
+            return self._eagerly(batch)
+
+    def _eagerly(self, batch: ForwardBatch) -> torch.Tensor:
         self._runner.kv_index_translator.bind_own_plan(batch)
         # `is_verify`: SGLang leaves the choice of tokens to us.
         result = self._target.forward_batch_generation(
@@ -90,7 +93,7 @@ class Forwards:
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
 
-    def _block_batch(self, rows: Rows) -> ForwardBatch:
+    def _block_batch(self, rows: Rows, draft: bool) -> ForwardBatch:
         pool, starts, places = self._places(rows)
         counted = self._attention.keys_counted(rows.width)
         lengths = [s.cached + counted for s in rows.sequences]
@@ -106,7 +109,7 @@ class Forwards:
             out_cache_loc=self._slots(pool, places),
             positions=positions,
             spec_algorithm=self._algorithm,
-            spec_info=BlockInput(positions, rows.width, self._attention.mask(rows, starts)),
+            spec_info=BlockInput(positions, rows.width, rows.causal, draft),
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         batch.extend_prefix_lens = starts.to(torch.int32)
@@ -123,14 +126,3 @@ class Forwards:
         table = self._runner.req_to_token_pool.req_to_token
         slots: torch.Tensor = table[pool[:, None], places].to(torch.int64).reshape(-1)
         return slots
-
-    @contextmanager
-    def _drafting(self, draft: bool) -> Iterator[None]:
-        if not draft:
-            yield
-            return
-        self._model.set_drafting(True)
-        try:
-            yield
-        finally:
-            self._model.set_drafting(False)

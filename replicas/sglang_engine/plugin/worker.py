@@ -20,6 +20,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from policies.cost_model import StepObservation
 from policies.vocabulary import AR, SAFE_PLAN, Mode, Plan
+from replicas.sglang_engine.plugin import graphs
 from replicas.sglang_engine.plugin.control import Reporter, ScheduleFile, control_directory
 from replicas.sglang_engine.plugin.forwards import Forwards
 from replicas.sglang_engine.plugin.requests import record_plans, sequence_of
@@ -81,6 +82,11 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
     def init_attention_backends(self) -> None:
         super().init_attention_backends()
         self._forwards = Forwards(self._target_worker, self._algorithm, self.max_block_length)
+
+    def init_cuda_graphs(self) -> None:
+        super().init_cuda_graphs()
+        if graphs.are_wanted():
+            self._forwards.record()
 
     def meet(self, scheduler: Any) -> None:
         """Shows the worker its scheduler, which is made after it."""

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.sglang_server import Ask, Served, serving
 from policies.vocabulary import AR, Mode, Plan
 from replicas.engine import SamplingParams
+from replicas.sglang_engine.protocol import GRAPHS_VARIABLE
 from tests.replicas.sglang_engine.plugin.checkpoints import Decoded, decoded_alone, prompts
 from tests.replicas.torch_engine.checkpoints import write_checkpoint
 
@@ -31,12 +32,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("release") / "model")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["eager", "replayed"])
 def served(
-    _sglang: None, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    _sglang: None,
+    checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Served]:
+    """`replayed`: through the static inputs of CUDA graphs, which on a CPU are the passes again."""
     folder = tmp_path_factory.mktemp("triton")
-    with serving(folder, *FLAGS, model=checkpoint, environment=INTERPRETED) as server:
+    environment = {**INTERPRETED, GRAPHS_VARIABLE: str(int(request.param == "replayed"))}
+    with serving(folder, *FLAGS, model=checkpoint, environment=environment) as server:
         yield server
 
 
