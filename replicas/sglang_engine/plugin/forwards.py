@@ -17,9 +17,10 @@ from sglang.srt.model_executor.forward_batch_info import (
 )
 
 from replicas.sglang_engine.plugin.attention import BlockInput, MaskAttention, attention_for
-from replicas.sglang_engine.plugin.graphs import PassGraphs, capture_for
+from replicas.sglang_engine.plugin.graphs import PassGraphs
 from replicas.sglang_engine.protocol import GRAPHS_VARIABLE
 from replicas.torch_engine.batch import Rows
+from replicas.torch_engine.cuda_graphs import Capture
 
 
 class Forwards:
@@ -39,7 +40,7 @@ class Forwards:
         """Whether causal and bidirectional rows may share a pass."""
         return self._attention.mixes_rows
 
-    def record(self) -> None:
+    def record(self, capture: Capture) -> None:
         """From now on passes are replayed where a recorded one fits, SGLang's plain steps too.
 
         Raises:
@@ -51,7 +52,7 @@ class Forwards:
                 f"{self._runner.decode_attention_backend_str}; change one of them"
             )
         self._graphs = self._runner.decode_cuda_graph_runner = PassGraphs(
-            self._runner, self._attention, len(self._steps), capture_for(self.device)
+            self._runner, self._attention, len(self._steps), capture
         )
 
     def run(self, rows: Rows, *, draft: bool = False) -> torch.Tensor:

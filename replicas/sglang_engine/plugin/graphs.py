@@ -89,7 +89,6 @@ class PassGraphs:
         most = min(runner.max_running_requests, ROW_BUCKETS[-1])
         self._row_counts = [*(rows for rows in ROW_BUCKETS if rows < most), most]
         self._widths = [1, *(length for length in BLOCK_LENGTHS if length <= max_width)]
-        self.replays = 0
         # The second number counts queries of decode batches; blocks need no more of anything.
         self._backend.init_cuda_graph_state(most, most)
         self._padding_length = self._backend.get_cuda_graph_seq_len_fill_value()
@@ -106,7 +105,6 @@ class PassGraphs:
         recorded = self._recorded[shape]
         self._copy_in(recorded.batch, batch)
         self._plan(recorded.batch)
-        self.replays += 1
         logits = recorded.run()
         return LogitsProcessorOutput(next_token_logits=logits[: batch.input_ids.shape[0]])
 

@@ -86,7 +86,7 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
     def init_cuda_graphs(self) -> None:
         super().init_cuda_graphs()
         if graphs.are_wanted():
-            self._forwards.record()
+            self._forwards.record(graphs.capture_for(self.device))
 
     def meet(self, scheduler: Any) -> None:
         """Shows the worker its scheduler, which is made after it."""

@@ -1,12 +1,12 @@
-"""SGLang's Triton attention with the plugin's masks, its kernels in Triton's interpreter.
+"""A server with SGLang's Triton attention, its kernels in Triton's interpreter.
 
-Every kernel is SGLang's own and nothing is stood in for; only the compiler and the GPU are missing.
 Run with: make test-sglang
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,13 @@ from tests.replicas.torch_engine.checkpoints import write_checkpoint
 pytestmark = pytest.mark.sglang
 
 LIMIT = SamplingParams(max_tokens=16, ignore_eos=True)
-INTERPRETED = {"TRITON_INTERPRET": "1"}
 FLAGS = ("--attention-backend", "triton", "--triton-attention-num-kv-splits", "2")
-SPECULATION = [Plan(Mode.SELF_SPECULATION, length) for length in (4, 16, 32)]
-DIFFUSION = [Plan(Mode.DIFFUSION, length) for length in (4, 16)]
+EAGER = [Plan(Mode.SELF_SPECULATION, 16), Plan(Mode.DIFFUSION, 4)]
+REPLAYED = [
+    AR,
+    *(Plan(Mode.SELF_SPECULATION, length) for length in (4, 32)),
+    Plan(Mode.DIFFUSION, 16),
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +35,28 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("release") / "model")
 
 
-@pytest.fixture(scope="module", params=["eager", "replayed"])
-def served(
-    _sglang: None,
-    checkpoint: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    request: pytest.FixtureRequest,
+@contextmanager
+def triton_server(folder: Path, checkpoint: Path, **environment: str) -> Iterator[Served]:
+    variables = {"TRITON_INTERPRET": "1", **environment}
+    with serving(folder, *FLAGS, model=checkpoint, environment=variables) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def eager(
+    _sglang: None, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """`replayed`: through the static inputs of CUDA graphs, which on a CPU are the passes again."""
-    folder = tmp_path_factory.mktemp("triton")
-    environment = {**INTERPRETED, GRAPHS_VARIABLE: str(int(request.param == "replayed"))}
-    with serving(folder, *FLAGS, model=checkpoint, environment=environment) as server:
+    with triton_server(tmp_path_factory.mktemp("eager"), checkpoint) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def replayed(
+    _sglang: None, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Through the static inputs of CUDA graphs; on a CPU a replay is the pass again."""
+    folder = tmp_path_factory.mktemp("replayed")
+    with triton_server(folder, checkpoint, **{GRAPHS_VARIABLE: "1"}) as server:
         yield server
 
 
@@ -59,9 +73,16 @@ def together(served: Served, plan: Plan, count: int) -> Decoded:
     return Decoded([a.tokens for a in answers], after.rounds - before.rounds, accepted)
 
 
-@pytest.mark.parametrize("plan", [AR, *SPECULATION, *DIFFUSION], ids=str)
+@pytest.mark.parametrize("plan", EAGER, ids=str)
 def test_a_batch_decodes_as_the_embedded_engine_does(
-    served: Served, checkpoint: Path, plan: Plan
+    eager: Served, checkpoint: Path, plan: Plan
 ) -> None:
     """Tokens and, round for round, accepted drafts: with a wrong mask they would be others."""
-    assert together(served, plan, 3) == decoded_alone(checkpoint, plan, prompts(3), LIMIT)
+    assert together(eager, plan, 3) == decoded_alone(checkpoint, plan, prompts(3), LIMIT)
+
+
+@pytest.mark.parametrize("plan", REPLAYED, ids=str)
+def test_a_batch_of_replayed_passes_does_too(
+    replayed: Served, checkpoint: Path, plan: Plan
+) -> None:
+    assert together(replayed, plan, 3) == decoded_alone(checkpoint, plan, prompts(3), LIMIT)
