@@ -84,7 +84,7 @@ def test_a_kernel_whose_tiles_would_cut_a_block_is_refused_with_the_longest_that
         attn_backend=SimpleNamespace(extend_attention_block_m=16),
     )
     attention_for(runner, 16)
-    with pytest.raises(ValueError, match="a block of 32 .*--speculative-num-draft-tokens 16"):
+    with pytest.raises(ValueError, match=r"a block of 32 .*--speculative-num-draft-tokens 16"):
         attention_for(runner, 32)
 
 
