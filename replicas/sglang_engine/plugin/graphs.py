@@ -140,7 +140,9 @@ class PassGraphs:
             "seq_lens": rows,
         }
         inputs = {n: torch.zeros(s, dtype=torch.int64, device=device) for n, s in sizes.items()}
-        inputs["next_token_logits_buffer"] = torch.zeros((tokens, vocabulary), device=device)
+        inputs["next_token_logits_buffer"] = torch.zeros(
+            (tokens, vocabulary), dtype=torch.float32, device=device
+        )
         return inputs
 
     def _mask_memory(self) -> torch.Tensor:
