@@ -32,7 +32,11 @@ class AppConfig(Config):
     threads: int = Field(
         1, ge=0, description="CPU threads of a replica's engine; 0 leaves it to torch."
     )
-    cuda_graphs: bool = Field(True, description="Whether decode steps are captured on a GPU.")
+    cuda_graphs: bool | None = Field(
+        None,
+        description="Whether decode steps are captured on a GPU; unset: yes in the embedded "
+        "engine, no in SGLang.",
+    )
     sglang_python: str | None = Field(
         None,
         min_length=1,

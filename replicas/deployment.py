@@ -53,7 +53,8 @@ class KnowsStepTimes(Protocol):
 class ReplicaOptions:
     """What one replica runs. `kv_tokens` 0 takes what fits, `threads` 0 leaves it to torch.
     `profile` are its step times: `auto` measures them unless they are known, `none` does without,
-    anything else is a file or the name of a shipped profile.
+    anything else is a file or the name of a shipped profile. `cuda_graphs` None leaves them to
+    the engine.
 
     `engine` is a known name, or `package.module:function` that takes these options and gives an
     engine, not started yet, and a tokenizer.
@@ -65,7 +66,7 @@ class ReplicaOptions:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
-    cuda_graphs: bool = True
+    cuda_graphs: bool | None = None
     max_model_len: int = 2048
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
@@ -197,7 +198,7 @@ def open_torch_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
         max_waiting=options.max_waiting,
     )
     load = loader.LoadOptions(
-        options.device, options.dtype, options.threads, options.cuda_graphs, limits
+        options.device, options.dtype, options.threads, options.cuda_graphs is not False, limits
     )
     engine, checkpoint = loader.open_engine(options.model, load, options.initial_schedule, prepare)
     return engine, checkpoint.tokenizer
@@ -217,6 +218,7 @@ def open_sglang_engine(options: ReplicaOptions) -> tuple[ServedEngine, Any]:
         threads=options.threads,
         max_step_tokens=options.max_num_batched_tokens,
         kv_tokens=options.kv_tokens,
+        cuda_graphs=options.cuda_graphs is True,
         python=options.sglang_python,
         arguments=options.sglang_args,
     )

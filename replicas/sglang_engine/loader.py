@@ -13,7 +13,13 @@ from transformers import PreTrainedTokenizerFast
 from policies.vocabulary import BLOCK_LENGTHS, Schedule
 from replicas.sglang_engine.engine import Limits, ModelFacts, SGLangEngine
 from replicas.sglang_engine.installation import check_installation
-from replicas.sglang_engine.protocol import CPU_ENVIRONMENT, cpu_flags, launch_flags
+from replicas.sglang_engine.protocol import (
+    CPU_ENVIRONMENT,
+    GRAPHS_VARIABLE,
+    cpu_flags,
+    gpu_flags,
+    launch_flags,
+)
 from replicas.sglang_engine.server import Command
 from replicas.torch_engine.checkpoint import load_tokenizer, resolve
 from replicas.torch_engine.loader import resolve_device
@@ -49,6 +55,7 @@ class LaunchOptions:
     threads: int = 0
     max_step_tokens: int = 512
     kv_tokens: int = 0
+    cuda_graphs: bool = False
     python: str = ""
     arguments: tuple[str, ...] = ()
 
@@ -116,6 +123,8 @@ def command_for(options: LaunchOptions, path: Path, config: ModelConfig) -> Comm
     environment = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}  # by SPARE_TOKENS
     if is_cpu:
         environment |= CPU_ENVIRONMENT
+    elif options.cuda_graphs:
+        environment[GRAPHS_VARIABLE] = "1"
     if options.threads:
         environment["OMP_NUM_THREADS"] = str(options.threads)
     return Command(options.python or sys.executable, arguments, environment)
@@ -136,7 +145,7 @@ def _cpu_arguments(options: LaunchOptions) -> list[str]:
 
 def _gpu_arguments(options: LaunchOptions) -> list[str]:
     """Not run on a GPU."""
-    arguments = ["--device", "cuda", "--dtype", options.dtype]
+    arguments = [*gpu_flags(), "--dtype", options.dtype]
     if options.kv_tokens:
         arguments += ["--max-total-tokens", str(options.kv_tokens)]
     return arguments

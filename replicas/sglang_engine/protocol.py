@@ -34,7 +34,11 @@ SGLANG_VERSION = "0.5.23"
 """The release whose seams the plugin uses; any other is refused at start."""
 
 ALGORITHM = "TRIMODE"
+ATTENTION_BACKENDS = ("triton", "torch_native")
+"""Those that the plugin can tell which keys a block sees."""
 CONTROL_DIR_VARIABLE = "TRIMODE_CONTROL_DIR"
+GRAPHS_VARIABLE = "TRIMODE_CUDA_GRAPHS"
+"""1: the plugin records its passes and replays them."""
 SCHEDULE_FILE = "schedule.json"
 REPORT_FILE = "report.json"
 REPORT_INTERVAL_S = 0.2
@@ -59,10 +63,14 @@ def launch_flags(max_block_length: int = max(BLOCK_LENGTHS)) -> list[str]:
         *("--speculative-num-steps", "1"),
         *("--speculative-eagle-topk", "1"),
         "--disable-overlap-schedule",
-        # What the plugin has been run on: no other attention backend, no graphs. It refuses them.
-        *("--attention-backend", "torch_native"),
+        # SGLang would capture one width.
         "--disable-cuda-graph",
     ]
+
+
+def gpu_flags() -> list[str]:
+    """What else it needs on a GPU. Not run on one."""
+    return ["--device", "cuda", "--attention-backend", "triton"]
 
 
 def cpu_flags() -> list[str]:

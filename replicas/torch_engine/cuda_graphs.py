@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -27,8 +28,12 @@ Run = Callable[[], torch.Tensor]
 Capture = Callable[[Run], Run]
 
 
-def capture_cuda_graph(run: Run) -> Run:
-    """Warms `run` up on a side stream, records it, and returns its replay."""
+def capture_cuda_graph(run: Run, pool: Any = None) -> Run:
+    """Warms `run` up on a side stream, records it, and returns its replay.
+
+    Graphs with one `pool` (`torch.cuda.graph_pool_handle`) share memory: the next replay may
+    overwrite what this one returned.
+    """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -36,7 +41,7 @@ def capture_cuda_graph(run: Run) -> Run:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         output = run()
 
     def replay() -> torch.Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.arg_groups.overrides import attention_backends_of, resolving_view
 from sglang.srt.managers.overlap_utils import FutureMap
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from policies.vocabulary import BLOCK_LENGTHS
-from replicas.sglang_engine.protocol import ALGORITHM, launch_flags
+from replicas.sglang_engine.protocol import ALGORITHM, ATTENTION_BACKENDS, launch_flags
 
 
 class TriModeAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
@@ -59,7 +59,6 @@ def check_server_args(server_args: Any) -> None:
         "dp_size": (1,),
         "enable_mixed_chunk": (False,),
         "disable_cuda_graph": (True,),
-        "attention_backend": ("torch_native",),
         # Plain steps give single slots back.
         "page_size": (1, None),
     }
@@ -69,6 +68,13 @@ def check_server_args(server_args: Any) -> None:
                 f"{ALGORITHM} needs {name}={allowed[0]}, found {found}; start with "
                 f"{' '.join(launch_flags())}"
             )
+    prefill, decode = attention_backends_of(args)
+    if prefill != decode or decode not in ATTENTION_BACKENDS:
+        raise ValueError(
+            f"{ALGORITHM} needs one attention_backend, {' or '.join(ATTENTION_BACKENDS)}, for "
+            f"prefill and decoding; found {prefill} and {decode}; start with --attention-backend "
+            f"{ATTENTION_BACKENDS[0]} on a GPU, {ATTENTION_BACKENDS[1]} without one"
+        )
     if (found := args.speculative_num_draft_tokens) not in BLOCK_LENGTHS:
         raise ValueError(
             f"{ALGORITHM} needs --speculative-num-draft-tokens, the longest block, to be one of "

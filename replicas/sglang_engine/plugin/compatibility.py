@@ -40,6 +40,15 @@ SEAMS = (
     ("sglang.srt.model_executor.forward_batch_info", "ForwardBatch.extend_prefix_lens"),
     ("sglang.srt.model_executor.forward_batch_info", "ForwardMode.TARGET_VERIFY"),
     ("sglang.srt.layers.radix_attention", "AttentionType.ENCODER_ONLY"),
+    ("sglang.srt.arg_groups.overrides", "attention_backends_of"),
+    (
+        "sglang.srt.layers.attention.base_attn_backend",
+        "AttentionBackend.init_forward_metadata_out_graph",
+    ),
+    ("sglang.srt.layers.attention.triton_backend", "ForwardMetadata.custom_mask"),
+    ("sglang.srt.mem_cache.kv_index_translator", "KVIndexTranslator.bind_runner_slots"),
+    ("sglang.srt.model_executor.forward_context", "ForwardContext.attn_backend"),
+    ("sglang.srt.model_executor.runner_utils.capture_mode", "model_capture_mode"),
 )
 
 

@@ -7,40 +7,24 @@ so what is committed is always causal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
     ForwardBatch,
     ForwardMode,
 )
-from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
+from replicas.sglang_engine.plugin.attention import BlockInput, MaskAttention, attention_for
+from replicas.sglang_engine.plugin.graphs import PassGraphs
+from replicas.sglang_engine.protocol import GRAPHS_VARIABLE
 from replicas.torch_engine.batch import Rows
-
-
-@dataclass
-class BlockInput(SpecInput):  # type: ignore[misc]
-    """What attention backends want to know of a forward of equal width: UNO's verification."""
-
-    positions: torch.Tensor
-    draft_token_num: int
-    custom_mask: torch.Tensor | None = None
-    capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
-    hidden_states: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        super().__init__(SpecInputType.UNO_VERIFY)
-        self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = self.draft_token_num
+from replicas.torch_engine.cuda_graphs import Capture
 
 
 class Forwards:
-    """The target worker's model, as a function from rows to logits."""
+    """The target worker's model, as a function from rows to logits. Made once it has attention."""
 
     def __init__(self, target_worker: Any, spec_algorithm: Any, max_width: int) -> None:
         self._target, self._algorithm = target_worker, spec_algorithm
@@ -48,21 +32,42 @@ class Forwards:
         self._model = self._runner.model
         self.device = torch.device(target_worker.device)
         self._steps = torch.arange(max_width, device=self.device)
-        modules = self._model.modules()
-        self._attention = [m for m in modules if isinstance(m, RadixAttention)]
+        self._attention = attention_for(self._runner, max_width)
+        self._graphs: PassGraphs | None = None
+
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether causal and bidirectional rows may share a pass."""
+        return self._attention.mixes_rows
+
+    def record(self, capture: Capture) -> None:
+        """From now on passes are replayed where a recorded one fits, SGLang's plain steps too.
+
+        Raises:
+            ValueError: this attention backend's masks are no data.
+        """
+        if not isinstance(self._attention, MaskAttention):
+            raise ValueError(
+                f"{GRAPHS_VARIABLE}=1 needs --attention-backend triton, found "
+                f"{self._runner.decode_attention_backend_str}; change one of them"
+            )
+        self._graphs = self._runner.decode_cuda_graph_runner = PassGraphs(
+            self._runner, self._attention, len(self._steps), capture
+        )
 
     def run(self, rows: Rows, *, draft: bool = False) -> torch.Tensor:
-        """[B * width, vocab] logits. All rows are causal or none: a forward has one mask."""
-        assert isinstance(rows.causal, bool)
-        if rows.causal and rows.width == 1:
-            return self._logits(self._decode_batch(rows))
-        batch = self._block_batch(rows)
-        if rows.causal:
-            return self._logits(batch)
-        with self._bidirectional(), self._drafting(draft):
-            return self._logits(batch)
+        """[B * width, vocab] logits, good until the next call."""
+        is_plain = rows.causal is True and rows.width == 1
+        batch = self._decode_batch(rows) if is_plain else self._block_batch(rows, draft)
+        if self._graphs is not None and self._graphs.can_run_graph(batch):
+            logits: torch.Tensor = self._graphs.execute(batch).next_token_logits
+            return logits
+        if is_plain:
+            return self._eagerly(batch)
+        with self._attention.showing(batch), self._model.drafting(draft):
+            return self._eagerly(batch)
 
-    def _logits(self, batch: ForwardBatch) -> torch.Tensor:
+    def _eagerly(self, batch: ForwardBatch) -> torch.Tensor:
         self._runner.kv_index_translator.bind_own_plan(batch)
         # `is_verify`: SGLang leaves the choice of tokens to us.
         result = self._target.forward_batch_generation(
@@ -89,23 +94,23 @@ class Forwards:
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
 
-    def _block_batch(self, rows: Rows) -> ForwardBatch:
+    def _block_batch(self, rows: Rows, draft: bool) -> ForwardBatch:
         pool, starts, places = self._places(rows)
-        ends = [s.cached + rows.width for s in rows.sequences]
+        counted = self._attention.keys_counted(rows.width)
+        lengths = [s.cached + counted for s in rows.sequences]
         positions = places.reshape(-1)
         batch = ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
-            batch_size=len(ends),
+            batch_size=len(lengths),
             input_ids=rows.tokens.reshape(-1),
             req_pool_indices=pool,
-            # torch_native counts the keys that a forward adds; it is the only backend this ran on.
-            seq_lens=starts + rows.width,
-            seq_lens_cpu=torch.tensor(ends),
-            seq_lens_sum=sum(ends),
+            seq_lens=starts + counted,
+            seq_lens_cpu=torch.tensor(lengths),
+            seq_lens_sum=sum(lengths),
             out_cache_loc=self._slots(pool, places),
             positions=positions,
             spec_algorithm=self._algorithm,
-            spec_info=BlockInput(positions, rows.width),
+            spec_info=BlockInput(positions, rows.width, rows.causal, draft),
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         batch.extend_prefix_lens = starts.to(torch.int32)
@@ -122,27 +127,3 @@ class Forwards:
         table = self._runner.req_to_token_pool.req_to_token
         slots: torch.Tensor = table[pool[:, None], places].to(torch.int64).reshape(-1)
         return slots
-
-    @contextmanager
-    def _bidirectional(self) -> Iterator[None]:
-        """Every position of a block sees the whole block; read by eager forwards only."""
-        self._set_attention(AttentionType.ENCODER_ONLY)
-        try:
-            yield
-        finally:
-            self._set_attention(AttentionType.DECODER)
-
-    def _set_attention(self, kind: AttentionType) -> None:
-        for layer in self._attention:
-            layer.attn_type = kind
-
-    @contextmanager
-    def _drafting(self, draft: bool) -> Iterator[None]:
-        if not draft:
-            yield
-            return
-        self._model.set_drafting(True)
-        try:
-            yield
-        finally:
-            self._model.set_drafting(False)

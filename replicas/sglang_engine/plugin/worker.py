@@ -20,6 +20,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from policies.cost_model import StepObservation
 from policies.vocabulary import AR, SAFE_PLAN, Mode, Plan
+from replicas.sglang_engine.plugin import graphs
 from replicas.sglang_engine.plugin.control import Reporter, ScheduleFile, control_directory
 from replicas.sglang_engine.plugin.forwards import Forwards
 from replicas.sglang_engine.plugin.requests import record_plans, sequence_of
@@ -48,7 +49,6 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         )
         self._mask_token_id = int(target_worker.model_runner.model_config.hf_config.mask_token_id)
         self._algorithm = target_worker.model_runner.spec_algorithm
-        self._forwards = Forwards(target_worker, self._algorithm, self.max_block_length)
         directory = control_directory()
         self.state = DecoderState(
             self.max_block_length, None if directory is None else ScheduleFile(directory)
@@ -78,6 +78,15 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
     ) -> None:
         super().alloc_memory_pool(memory_pool_config, req_to_token_pool, token_to_kv_pool_allocator)
         self.state.scheduler = NothingYet(token_to_kv_pool_allocator.size)
+
+    def init_attention_backends(self) -> None:
+        super().init_attention_backends()
+        self._forwards = Forwards(self._target_worker, self._algorithm, self.max_block_length)
+
+    def init_cuda_graphs(self) -> None:
+        super().init_cuda_graphs()
+        if graphs.are_wanted():
+            self._forwards.record(graphs.capture_for(self.device))
 
     def meet(self, scheduler: Any) -> None:
         """Shows the worker its scheduler, which is made after it."""
@@ -176,9 +185,9 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         if draft is not None:
             mode.take_draft(self._forwards.run(draft, draft=True))
         rows = mode.rows()
-        if isinstance(rows.causal, bool):
+        if isinstance(rows.causal, bool) or self._forwards.mixes_rows:
             return mode.commit(self._forwards.run(rows))
-        # Blocks that denoise and blocks that commit: two masks, so two forwards.
+        # Blocks that denoise and blocks that commit, and one mask a pass: two forwards.
         self.state.tallies[mode.group.plan].forwards += 1
         return mode.commit(self._both(rows, rows.causal))
 

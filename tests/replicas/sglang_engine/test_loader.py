@@ -12,11 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from replicas.sglang_engine.engine import Limits
 from replicas.sglang_engine.installation import check_installation
 from replicas.sglang_engine.loader import LaunchOptions, command_for
-from replicas.sglang_engine.protocol import SGLANG_VERSION
+from replicas.sglang_engine.protocol import GRAPHS_VARIABLE, SGLANG_VERSION
 from replicas.sglang_engine.server import Command, ServerFailed
 from replicas.tiny import CHECKPOINT
 from replicas.torch_engine.model_config import CheckpointError, read_model_config
@@ -44,6 +45,35 @@ def test_limits_reach_sglang_with_room_for_what_it_keeps_free() -> None:
 def test_the_server_listens_on_loopback_at_the_port_of_its_start() -> None:
     assert value(command(), "--host") == "127.0.0.1"
     assert value(command(), "--port") == "{port}"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says that there is one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_graphs_are_recorded_on_a_gpu_and_where_they_are_asked_for() -> None:
+    def asks(device: str, cuda_graphs: bool) -> bool:
+        return GRAPHS_VARIABLE in command(device=device, cuda_graphs=cuda_graphs).environment
+
+    assert asks("cuda", True)
+    assert not asks("cuda", False)
+    assert not asks("cpu", True)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_attention_is_tritons_on_a_gpu_unless_an_operator_says_otherwise() -> None:
+    def backends(**options: object) -> list[str]:
+        words = list(command(**options).arguments)
+        places = [i for i, word in enumerate(words) if word == "--attention-backend"]
+        return [words[i + 1] for i in places]
+
+    assert backends() == ["torch_native"]
+    assert backends(device="cuda") == ["triton"]
+    chosen = ("--attention-backend", "torch_native")
+    assert backends(device="cuda", arguments=chosen)[-1] == "torch_native"
 
 
 def test_an_operators_arguments_come_last_and_so_win() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,8 +51,24 @@ class NemotronLabsDiffusionModel(Ministral3ForCausalLM):  # type: ignore[misc]
             logits[:, self.config.mask_token_id] = float("-inf")
         return output
 
-    def set_drafting(self, is_drafting: bool) -> None:
-        """Switches the draft adapter, if the checkpoint has one."""
+    @property
+    def has_adapter(self) -> bool:
+        """Whether drafting is another computation than the rest."""
+        return bool(self._projections)
+
+    @contextmanager
+    def drafting(self, is_drafting: bool) -> Iterator[None]:
+        """With the draft adapter, if the checkpoint has one."""
+        if not is_drafting:
+            yield
+            return
+        self._set_drafting(True)
+        try:
+            yield
+        finally:
+            self._set_drafting(False)
+
+    def _set_drafting(self, is_drafting: bool) -> None:
         for module in self._projections:
             module.is_drafting = is_drafting
 

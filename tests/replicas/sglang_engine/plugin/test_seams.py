@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from replicas.sglang_engine.plugin.compatibility import check_version, missing_seams
-from replicas.sglang_engine.protocol import launch_flags
+from replicas.sglang_engine.protocol import GRAPHS_VARIABLE, cpu_flags, gpu_flags, launch_flags
 
 pytestmark = [pytest.mark.sglang, pytest.mark.usefixtures("_sglang")]
 
@@ -17,7 +18,9 @@ RUN = {
     "speculative_num_draft_tokens": 32,
     "disable_overlap_schedule": True,
     "disable_cuda_graph": True,
-    "attention_backend": "torch_native",
+    "attention_backend": "triton",
+    "prefill_attention_backend": None,
+    "decode_attention_backend": None,
     "page_size": 1,
     "enable_mixed_chunk": False,
     "tp_size": 1,
@@ -36,8 +39,10 @@ def test_the_launch_flags_are_what_is_accepted() -> None:
 
     switches = {name for name, value in RUN.items() if value is True}
     flags = {flag.removeprefix("--").replace("-", "_") for flag in launch_flags()}
-    assert flags >= {*switches, "torch_native", "32"}
-    check_server_args(SimpleNamespace(**RUN))
+    assert flags >= {*switches, "32"}
+    for flags in (gpu_flags(), cpu_flags()):
+        backend = flags[flags.index("--attention-backend") + 1]
+        check_server_args(SimpleNamespace(**{**RUN, "attention_backend": backend}))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +65,48 @@ def test_what_the_worker_cannot_do_is_refused_at_start_by_name(name: str, value:
     with pytest.raises(ValueError, match=name.replace("_", "[_-]")) as refused:
         check_server_args(SimpleNamespace(**{**RUN, name: value}))
     assert str(value) in str(refused.value)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_two_attention_backends_are_refused_at_start(phase: str) -> None:
+    from replicas.sglang_engine.plugin.algorithm import check_server_args
+
+    with pytest.raises(ValueError, match=r"needs one attention_backend.*torch_native"):
+        check_server_args(SimpleNamespace(**{**RUN, f"{phase}_attention_backend": "torch_native"}))
+
+
+def test_a_kernel_whose_tiles_would_cut_a_block_is_refused_with_the_longest_that_fits() -> None:
+    from replicas.sglang_engine.plugin.attention import attention_for
+
+    runner = SimpleNamespace(
+        device="cpu",
+        decode_attention_backend_str="triton",
+        attn_backend=SimpleNamespace(extend_attention_block_m=16),
+    )
+    attention_for(runner, 16)
+    with pytest.raises(ValueError, match=r"a block of 32 .*--speculative-num-draft-tokens 16"):
+        attention_for(runner, 32)
+
+
+def test_graphs_need_an_attention_whose_mask_is_data() -> None:
+    from replicas.sglang_engine.plugin.forwards import Forwards
+    from replicas.torch_engine.cuda_graphs import replay_eagerly
+
+    runner = SimpleNamespace(model=torch.nn.Module(), decode_attention_backend_str="torch_native")
+    worker = SimpleNamespace(model_runner=runner, device="cpu")
+    with pytest.raises(ValueError, match="needs --attention-backend triton, found torch_native"):
+        Forwards(worker, None, 32).record(replay_eagerly)
+
+
+def test_graphs_are_asked_for_with_a_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    from replicas.sglang_engine.plugin import graphs
+
+    for value, wanted in {"": False, "0": False, "1": True}.items():
+        monkeypatch.setenv(GRAPHS_VARIABLE, value)
+        assert graphs.are_wanted() is wanted
+    monkeypatch.setenv(GRAPHS_VARIABLE, "yes")
+    with pytest.raises(ValueError, match=f"{GRAPHS_VARIABLE}=yes must be 0 or 1"):
+        graphs.are_wanted()
 
 
 def test_a_step_without_tokens_changes_no_request_unless_it_is_aborted() -> None:

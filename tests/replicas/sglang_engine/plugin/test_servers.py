@@ -6,21 +6,17 @@ Run with: make test-sglang
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.sglang_server import START_S, Ask, Served, launch, serving
-from policies.vocabulary import AR, Mode, Plan, Schedule
-from replicas.engine import PlanCounters, Request, SamplingParams
+from policies.vocabulary import AR, Mode, Plan
+from replicas.engine import PlanCounters, SamplingParams
 from replicas.sglang_engine.protocol import read_report
-from replicas.torch_engine.checkpoint import load_checkpoint
-from replicas.torch_engine.engine import TorchEngine
-from replicas.torch_engine.loader import LoadOptions, build_engine
+from tests.replicas.sglang_engine.plugin.checkpoints import decoded_alone, prompts
 from tests.replicas.sglang_engine.plugin.conftest import while_switching
-from tests.replicas.torch_engine.builders import COPYING
 from tests.replicas.torch_engine.checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.sglang
@@ -49,30 +45,6 @@ def served(
         yield server
 
 
-def prompts(count: int) -> list[tuple[int, ...]]:
-    """Repeating prompts: the model copies, so that some drafts are right."""
-    generator = random.Random(5)
-    found = []
-    for _ in range(count):
-        motif = [
-            generator.randrange(3, COPYING.vocab_size) for _ in range(generator.randrange(3, 7))
-        ]
-        found.append(tuple(motif * 4))
-    return found
-
-
-def embedded(
-    checkpoint: Path, plan: Plan, prompt: tuple[int, ...]
-) -> tuple[list[int], TorchEngine]:
-    options = LoadOptions(device="cpu", dtype="float32", threads=1)
-    core = build_engine(load_checkpoint(checkpoint), options, Schedule.pinned(plan))
-    core.submit(Request("only", prompt, LONGEST))
-    tokens: list[int] = []
-    while core.has_work:
-        tokens += [t for delta in core.step() for t in delta.token_ids]
-    return tokens, core
-
-
 def difference(after: PlanCounters, before: PlanCounters) -> tuple[int, tuple[int, ...]]:
     pairs = zip(after.accepted, before.accepted, strict=True)
     return after.rounds - before.rounds, tuple(a - b for a, b in pairs)
@@ -83,13 +55,12 @@ def test_drafts_with_the_adapter_are_those_of_the_embedded_engine(
 ) -> None:
     """Acceptance at every position is the same, round for round; remote code has not run."""
     prompt = prompts(1)[0]
-    expected, core = embedded(checkpoint, SPECULATION, prompt)
+    expected = decoded_alone(checkpoint, SPECULATION, [prompt], LONGEST)
     before = served.fresh_report().plans[SPECULATION]
     ask = Ask(prompt, SPECULATION, max_tokens=80, sampling={"ignore_eos": True})
-    assert served.ask(ask).tokens == expected
+    assert [served.ask(ask).tokens] == expected.tokens
     after = served.fresh_report().plans[SPECULATION]
-    counters = core.report().plans[SPECULATION]
-    assert difference(after, before) == (counters.rounds, counters.accepted)
+    assert difference(after, before) == (expected.rounds, expected.accepted)
     assert not (checkpoint / "executed").exists()
 
 
