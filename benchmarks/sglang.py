@@ -67,7 +67,7 @@ class Settings:
 
 
 QUICK = Settings((PLANS[2], PLANS[3], PLANS[4]), requests_per_client=2, repeats=3, pairs=12)
-FULL = Settings(PLANS, requests_per_client=4, repeats=5, pairs=40)
+FULL = Settings(PLANS, requests_per_client=4, repeats=5, pairs=120)
 PAIR_TOKENS = 60
 
 CLOCK, CPU = "clock", "CPU"
