@@ -18,7 +18,7 @@ from policies.vocabulary import Mode, Plan
 from policies.worth import Worth
 
 REVISE_S = 15.0  # between two revisions of a replica's estimates
-MATERIAL = 0.05  # share by which an estimate must have moved to count: less decides nothing
+MATERIAL = 0.03  # share by which a yield or a step time must have moved to count as changed
 CONTEXT_MOVED = 0.5  # share by which the context length must have moved
 SAMPLED_ROUNDS = 40.0  # what acceptance read from metrics counts for
 BELIEF = 0.5  # of a new measurement of a plan's step time

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--minutes", type=float, default=16.0, help="how long the load lasts")
     parser.add_argument(
-        "options", nargs="*", metavar="NAME=VALUE", help="of the configuration, as for serve run"
+        "options",
+        nargs="*",
+        type=_option,
+        metavar="NAME=VALUE",
+        help="of the configuration, as for serve run",
     )
     parser.add_argument("--keep", type=float, default=0, metavar="SECONDS", help="serve on after")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     key = secrets.token_urlsafe(16)
-    with application(key, options.options) as url, prometheus(url, key) as server:
+    with application(key, dict(options.options)) as url, prometheus(url, key) as server:
         began = time.time()
         asyncio.run(Load(url, key, options.minutes * 60).run())
         time.sleep(6)  # a scrape and a round of rules more
@@ -63,10 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _option(text: str) -> tuple[str, str]:
+    name, is_given, value = text.partition("=")
+    if not is_given:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 @contextmanager
-def application(key: str, given: Sequence[str]) -> Iterator[str]:
+def application(key: str, given: Mapping[str, str]) -> Iterator[str]:
     """The demo model on two replicas, in a Ray cluster of this process's own; gives its address.
-    `given`: options as NAME=VALUE, over the usual ones."""
+    `given`: options over the usual ones."""
     folder = tempfile.mkdtemp(prefix="tm")  # short: it becomes part of socket paths
     os.environ |= {
         "HOME": folder,
@@ -88,8 +99,7 @@ def application(key: str, given: Sequence[str]) -> Iterator[str]:
         "ttft_target_s": 0.5,
         "tpot_target_s": 0.05,
     }
-    options |= dict(option.split("=", 1) for option in given)
-    config = AppConfig.model_validate(options)
+    config = AppConfig.model_validate(options | dict(given))
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     port = free_port()
     try:
