@@ -113,10 +113,11 @@ class Acceptance:
         return Acceptance(self.prior, prior_rounds, tuple(tried), tuple(accepted), self.diffusion)
 
     def forgetting(self, share: float) -> Acceptance:
-        """With `share` of the evidence dropped: the traffic has changed."""
+        """With `share` of the evidence dropped, the prior's too: the traffic has changed."""
         keep = 1.0 - share
         return replace(
             self,
+            prior_rounds=self.prior_rounds * keep,
             tried=tuple(count * keep for count in self.tried),
             accepted=tuple(count * keep for count in self.accepted),
         )

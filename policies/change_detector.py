@@ -24,6 +24,11 @@ class ChangeDetector:
     rose: float = 0.0
     fell: float = 0.0
 
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether it is half way to an alarm."""
+        return max(self.rose, self.fell) >= ALARM / 2
+
     def update(self, rounds: Mapping[int, Sequence[float]], expected: Mapping[int, float]) -> bool:
         """Whether `rounds` (by block length, counts by tokens kept) end the old regime."""
         deviation = _deviation(rounds, expected)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.acceptance import HALF_LIFE_S, Acceptance, Yields
+from policies.acceptance import HALF_LIFE_S, PRIOR_ROUNDS, Acceptance, Yields
 from policies.change_detector import ChangeDetector
+from policies.occupancy import Occupancy
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
 from policies.timings import Correction, Timings
 from policies.vocabulary import AR, Mode, Plan
@@ -35,8 +36,9 @@ class StepObservation(NamedTuple):
 
     `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
     `is_alone`: no second plan ran in the step, so that `seconds` are the plan's own but for
-    `prompt_tokens`, which were prefilled on the way. A simulation tells `steps` equal ones at once:
-    `seconds` is then their sum, and `counts[g]` the rows that kept g tokens, in place of `yields`.
+    `prompt_tokens`, which were prefilled on the way. `answers` ended with it. A simulation tells
+    `steps` equal ones at once: `seconds` is then their sum, and `counts[g]` the rows that kept g
+    tokens, in place of `yields`.
     (A tuple, for one is made at every step, and a frozen dataclass takes four times as long.)
     """
 
@@ -49,6 +51,7 @@ class StepObservation(NamedTuple):
     prompt_tokens: int = 0
     steps: int = 1
     counts: Sequence[int] = ()
+    answers: int = 0
 
     @property
     def rows(self) -> int:
@@ -89,13 +92,14 @@ class CostModel:
         self.acceptance = Acceptance(worth.chances, diffusion=worth.diffusion)
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
+        self._occupancy = Occupancy()
         self._alarm_until = -math.inf
         self._timings = Timings()
         self._corrections: dict[Plan, Correction] = {}
         self._rows: list[_Row] = []
         self._rounds: dict[int, list[float]] = {}
         self._diffused: dict[int, list[float]] = {}
-        self._remembered: dict[tuple[int, int], Values] = {}
+        self._remembered: dict[tuple[int, int, bool], Values] = {}
         self._revised_at = now
         self._has_news = False
         self._renew()
@@ -108,7 +112,9 @@ class CostModel:
             return
         self.worth = worth
         self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
-        self.acceptance = self.acceptance.with_prior(worth.chances)
+        # A controller that has not seen the traffic change must not bring back what was forgotten.
+        rounds = self.acceptance.prior_rounds if self.is_relearning else PRIOR_ROUNDS
+        self.acceptance = self.acceptance.with_prior(worth.chances, rounds)
         self._yields = self.acceptance.yields()
         self._renew()
 
@@ -127,6 +133,7 @@ class CostModel:
             sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
             sums[0] += step.rows
             sums[1] += step.tokens
+        self._occupancy.count(step.tokens, 0, step.answers)
         if is_timed and step.is_alone and step.sequences > 0:
             expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
             ratio = self.decoding_s(step) / (step.steps * expected_s)
@@ -135,15 +142,30 @@ class CostModel:
         if now - self._revised_at >= REFRESH_S:
             self.revise(now)
 
+    def observe_prefill(self, sequences: int) -> None:
+        """Counts sequences that are in prefill during the next step."""
+        self._occupancy.count(0, sequences, 0)
+
     def revise(self, now: float) -> None:
         """Brings the estimates up to date with what was counted."""
         elapsed_s, self._revised_at = max(0.0, now - self._revised_at), now
         if not self._has_news:
             return
         self._has_news = False
+        self._occupancy.fade(0.5 ** (elapsed_s / HALF_LIFE_S))
         self._revise_acceptance(elapsed_s, now)
         self._revise_diffusion()
         self._renew()
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether the traffic has just changed, or seems to."""
+        return self.is_relearning or self._detector.is_suspicious
+
+    @property
+    def is_relearning(self) -> bool:
+        """Whether the traffic has just changed, so that acceptance is little known."""
+        return self._revised_at < self._alarm_until
 
     def timed(self, plan: Plan, sequences: float) -> tuple[float, float]:
         """Step times that the plan's correction at about this batch size rests on, and when the
@@ -152,16 +174,20 @@ class CostModel:
 
     # -- predicting -----------------------------------------------------------------------------
 
-    def values(self, sequences: int, context_tokens: float) -> Values:
-        """Every plan's worth at this load; remembered until the next revision."""
+    def values(self, sequences: int, context_tokens: float, running: int | None = None) -> Values:
+        """Every plan's worth at this load; remembered until the next revision.
+
+        `running`: with those in prefill, in an engine where these share steps with decoding ones.
+        """
         sequences = max(1, sequences)
         bucket = context_bucket(context_tokens / sequences)
-        key = (sequences, bucket)
+        is_shared = running is not None
+        key = (sequences if running is None else max(1, running), bucket, is_shared)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            known = self._remembered[key] = self._values(sequences, bucket)
+            known = self._remembered[key] = self._values(*key)
         return known
 
     def best_by_batch(self, batches: Sequence[int], context_length: float) -> list[Plan]:
@@ -209,14 +235,13 @@ class CostModel:
 
     # -- the parts ------------------------------------------------------------------------------
 
-    def _values(self, sequences: int, bucket: int) -> Values:
+    def _values(self, sequences: int, bucket: int, is_shared: bool) -> Values:
         most, limit_s = self.worth.profile.max_positions, self.worth.tpot_limit_s
-        steps, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
         by_plan: dict[Plan, float] = {}
         tpot: dict[Plan, float] = {}
         best, most_worth = AR, 0.0
-        for (plan, tokens, hard_tokens, correction), profiled_s in zip(
-            self._rows, steps, strict=True
+        for (plan, tokens, hard_tokens, correction), (profiled_s, batch, rows) in zip(
+            self._rows, self._steps(sequences, bucket, is_shared), strict=True
         ):
             if most is not None and sequences * plan.block_length > most and plan != AR:
                 continue
@@ -224,7 +249,7 @@ class CostModel:
             if by_bucket:
                 factor = by_bucket.get(batch, factor)
             step_s = profiled_s * (factor * machine)
-            by_plan[plan] = value = sequences * tokens / step_s
+            by_plan[plan] = value = rows * tokens / step_s
             if value > most_worth:
                 best, most_worth = plan, value
             if limit_s is not None:
@@ -234,6 +259,26 @@ class CostModel:
         within: Set[Plan] = {plan: s for plan, s in tpot.items() if s <= limit_s}.keys()
         within = within or {min(tpot, key=tpot.__getitem__)}
         return Values(by_plan, max(within, key=by_plan.__getitem__), within)
+
+    def _steps(
+        self, sequences: int, bucket: int, is_shared: bool
+    ) -> list[tuple[float, int, float]]:
+        """Profiled seconds of every plan's step, its bucket of batches, and rows; where prefill
+        shares the steps, at the number that will decode under the plan."""
+        profiled = self._profiled.on_grid(sequences, bucket)
+        if not is_shared:
+            batch = batch_bucket(sequences)
+            return [(step_s, batch, sequences) for step_s in profiled]
+        found = []
+        for index, row in enumerate(self._rows):
+            rows = self._occupancy.decoding(sequences, row.tokens)
+            low = int(rows)
+            step_s = self._profiled.on_grid(low, bucket)[index]
+            if rows > low:
+                above_s = self._profiled.on_grid(low + 1, bucket)[index]
+                step_s += (rows - low) * (above_s - step_s)
+            found.append((step_s, batch_bucket(round(rows)), rows))
+        return found
 
     def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
         if not self.worth.learns:

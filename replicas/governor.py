@@ -52,6 +52,8 @@ class Governor:
     """Changes so far."""
     switched_at: dict[Change, float] = field(init=False, default_factory=dict)
     """When each last happened, on the caller's clock."""
+    probed_rows: int | None = field(init=False, default=None)
+    """How many sequences are to run what was picked last, the others the plan in use; None: all."""
     _changed_at: float = field(init=False, default=float("-inf"))
     _rule: WorthRule | None = field(init=False, default=None)
 
@@ -99,18 +101,28 @@ class Governor:
             self._follow_worth(now)
             if self._rule is not None and not was_choosing:
                 self._rule.begin()
+                self._changed_at = float("-inf")  # nor does the dwell of a pin bind it
         return True
 
-    def pick(self, decoding: int, now: float, context_tokens: int = 0, waiting: int = 0) -> Plan:
+    def pick(
+        self,
+        decoding: int,
+        now: float,
+        context_tokens: int = 0,
+        waiting: int = 0,
+        running: int | None = None,
+    ) -> Plan:
         """The plan for the next step with `decoding` sequences, at `now` seconds.
 
         `context_tokens` is the sum of their cached tokens, `waiting` the number of requests that
-        are not admitted yet.
+        are not admitted yet, `running` the sequences with those in prefill, in an engine that packs
+        prefill and several plans into one step: only there a probe may be of `probed_rows`.
         """
+        self.probed_rows = None
         if now - self.received_at > self.schedule.ttl_s:
             self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
         elif self._rule is not None and self.schedule.worth is not None:
-            return self._pick_by_worth(self._rule, decoding, now, context_tokens, waiting)
+            return self._pick_by_worth(self._rule, decoding, now, context_tokens, waiting, running)
         else:
             self._move_to(*self._banded(decoding), self.schedule.dwell_s, now)
         return self.plan
@@ -130,9 +142,17 @@ class Governor:
             self._rule.model.adopt(worth)
 
     def _pick_by_worth(
-        self, rule: WorthRule, decoding: int, now: float, context_tokens: int, waiting: int
+        self,
+        rule: WorthRule,
+        decoding: int,
+        now: float,
+        context_tokens: int,
+        waiting: int,
+        running: int | None,
     ) -> Plan:
-        values = rule.model.values(decoding, context_tokens)
+        if running is not None:
+            rule.model.observe_prefill(running - decoding)
+        values = rule.model.values(decoding, context_tokens, running)
         target = rule.choose(self.plan, values, waiting, now)
         is_kept = target == self.plan != values.best
         reason = PickReason.HYSTERESIS if is_kept else PickReason.WORTH
@@ -140,7 +160,8 @@ class Governor:
             reason = PickReason.DISTRUST
         before = self.plan
         if target != before:
-            dwell_s = max(self.schedule.dwell_s, rule.dwell_s(before, decoding, context_tokens))
+            own_s = rule.dwell_s(before, target, decoding, context_tokens)
+            dwell_s = max(self.schedule.dwell_s, own_s)
             # A shape that is not captured must not run once more, whatever the dwell.
             self._move_to(target, reason, dwell_s if before in values.by_plan else 0.0, now)
         else:
@@ -148,7 +169,13 @@ class Governor:
         if self.plan != before:
             rule.changed()
             return self.plan
-        return rule.probe(self.plan, values, decoding, context_tokens, now) or self.plan
+        probe = rule.probe(
+            self.plan, values, decoding, context_tokens, now, splits=running is not None
+        )
+        if probe is None:
+            return self.plan
+        self.probed_rows = probe.rows
+        return probe.plan
 
     def _banded(self, decoding: int) -> tuple[Plan, PickReason]:
         # Going up needs only the load; going down stops at the band that would still hold with

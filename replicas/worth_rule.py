@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from policies.cost_model import CostModel, StepObservation, Values
 from policies.vocabulary import AR, Mode, Plan
@@ -26,7 +27,10 @@ LEAVING_AR = 1.5
 """Times the hysteresis to leave AR: right after it the batch holds more easy requests than it will
 in steady self-speculation, where the hard ones stay longer, so what a probe promises is too much
 (reference: residence bias, docs/decisions/0003)."""
-DWELL_STEPS, DWELL_SWITCHES = 10, 20  # the dwell in steps, and in costs of a change
+DWELL_STEPS, DWELL_SWITCHES = 10, 20
+"""The dwell in steps, of the plan that is left or of the next one, whichever are shorter, and in
+costs of a change. Steps of a long block in a large batch take half a second: ten of the worse plan
+would cost more than any number of changes."""
 AFTER_CHANGE, CALM_S = 1.0, 5.0
 """More times the hysteresis right after a change, fading: a load that swings between two plans of
 near worth changes seldom, a large gain is taken at once."""
@@ -40,7 +44,14 @@ PROBE_GAP_S = 0.05  # between two looks for something to probe
 PROBE_FLOOR = 0.25  # share of a probe's time that it costs at least, unless it is urgent
 PROBE_SAVINGS_S = 0.1  # probing time that can be saved up
 PROBE_RESERVE_S = 0.05  # of it kept for urgent ones
-ACCEPTANCE_AGE_S = 0.5  # without a draft for so long, acceptance is to be probed
+ACCEPTANCE_AGE_S = 1.0  # without a draft for so long, acceptance is to be probed
+CHANGED_AGE_S = 0.1  # the same once the traffic seems to have changed
+OTHER_LOAD = 2.0  # times the sequences, or fewer, that there were: likely other traffic, too
+PAID_ROUNDS, PROBED_ROUNDS = 2, 8
+"""Rounds of a probe of acceptance that are paid for, and rounds until which it goes on while it
+costs next to nothing: one round says little, and in a batch of one a step is one round."""
+SPLIT_ROWS = 4  # that probe acceptance, of more than `PROBED_ROUNDS`
+GOES_ON = 0.8  # of the yield at which probing costs nothing
 ACCEPTANCE_LENGTH = 8  # block length for that, where it is allowed: long enough to tell much
 UNPROVEN = 1.0  # how much more a plan may be worth that was never timed at this load
 AGEING_PER_S = 0.002  # by which a timing is doubted more as it gets old
@@ -52,6 +63,36 @@ DISTRUST_STEPS = 16
 DISTRUST_S = 5.0
 SWITCH_WEIGHT = 0.1  # of a new measurement of what a change costs
 MOST_SWITCH_S = 1.0  # longer than this is a stall, not the price of a change
+
+
+class Probe(NamedTuple):
+    """A step of another plan. `rows` sequences run it and the others the plan in use; None: all."""
+
+    plan: Plan
+    rows: int | None = None
+
+
+class _Wanted(NamedTuple):
+    """A probe, to be paid for `steps`; urgent where nothing is known without it."""
+
+    probe: Probe
+    is_urgent: bool
+    steps: int = 1
+    is_sample: bool = False
+
+
+@dataclass(slots=True)
+class _Sample:
+    """A probe of acceptance under way: what it has yielded, and what it must for nothing lost."""
+
+    probe: Probe
+    break_even: float
+    rounds: int = 0
+    tokens: int = 0
+
+    def is_open(self) -> bool:
+        least = GOES_ON * self.break_even * self.rounds
+        return self.rounds < PAID_ROUNDS or (self.rounds < PROBED_ROUNDS and self.tokens >= least)
 
 
 @dataclass(slots=True)
@@ -80,6 +121,10 @@ class WorthRule:
     _is_queueing: bool = False
     _has_changed: bool = False
     _is_probing: bool = False
+    _sample: _Sample | None = None
+    _decoding: int = 0
+    _drafted_of: int = 0
+    """Sequences that were decoding when last some drafted."""
     _changed_at: float = -math.inf
 
     def __post_init__(self) -> None:
@@ -136,6 +181,7 @@ class WorthRule:
     def changed(self) -> None:
         """The governor has changed the plan."""
         self._lost_s, self._has_changed, self._changed_at = 0.0, True, self._picked_at
+        self._sample = None
         self._behind_s.clear()
 
     def begin(self) -> None:
@@ -152,42 +198,51 @@ class WorthRule:
         }
         self._behind_s = {plan: seconds for plan, seconds in lost_s.items() if seconds > 0.0}
 
-    def dwell_s(self, current: Plan, decoding: int, context_tokens: int) -> float:
+    def dwell_s(self, current: Plan, target: Plan, decoding: int, context_tokens: int) -> float:
         """Shortest stay in a plan: some steps, and long against what a change costs."""
-        step_s = self.model.step_s(current, max(1, decoding), context_tokens)
+        step_s = min(
+            self.model.step_s(plan, max(1, decoding), context_tokens) for plan in (current, target)
+        )
         return max(DWELL_STEPS * step_s, DWELL_SWITCHES * self.switch_s)
 
     def probe(
-        self, current: Plan, values: Values, decoding: int, context_tokens: int, now: float
-    ) -> Plan | None:
-        """Another plan for this one step, or None."""
-        was_probing, self._is_probing = self._is_probing, False
+        self,
+        current: Plan,
+        values: Values,
+        decoding: int,
+        context_tokens: int,
+        now: float,
+        *,
+        splits: bool = False,
+    ) -> Probe | None:
+        """Another plan for this one step, or None. `splits`: the engine runs two plans in one step,
+        so that some sequences may probe and the others go on."""
+        was_probing, self._is_probing, self._decoding = self._is_probing, False, decoding
+        if decoding >= 1 and self._sample is not None:
+            if self._sample.is_open():
+                return self._go_on(self._sample.probe)
+            self._sample = None
         if decoding < 1 or was_probing or now - self._considered_at < PROBE_GAP_S:
             return None
         self._considered_at = now
         if not self.worth.probe_share or self._disappointing or self.is_distrusting(now):
             return None
-        wanted, is_urgent = self._probe_wanted(current, values, decoding, now)
-        if wanted is None:
+        wanted = self._probe_wanted(current, values, decoding, now, splits)
+        if wanted is None or not self._pay(wanted, current, values, decoding, context_tokens):
             return None
-        cost_s = self._probe_cost_s(wanted, current, values, decoding, context_tokens)
-        if not is_urgent:  # what it seems to gain is only a prediction
-            step_s = self.model.step_s(wanted, decoding, context_tokens)
-            cost_s = max(cost_s, PROBE_FLOOR * step_s)
-        # Urgent ones may draw on what others leave. On a slow machine a probe may cost more than
-        # can be saved up: it is paid off afterwards.
-        reserve_s = 0.0 if is_urgent else PROBE_RESERVE_S
-        if min(cost_s, PROBE_SAVINGS_S - reserve_s) > self._savings_s - reserve_s:
-            return None
-        self._savings_s -= max(0.0, cost_s)
-        self.probes[wanted] = self.probes.get(wanted, 0) + 1
-        self._is_probing = True
-        return wanted
+        if wanted.is_sample:
+            plan = wanted.probe.plan
+            relative = values.by_plan.get(current, 0.0) / values.by_plan[plan]
+            self._sample = _Sample(wanted.probe, relative * self.model.tokens(plan))
+        return self._go_on(wanted.probe)
 
     def observe(self, step: StepObservation, current: Plan, now: float) -> None:
         """A step has run; `current` is the plan the governor is in."""
         if step.plan.mode is Mode.SELF_SPECULATION and step.sequences:
-            self._drafted_at = now
+            self._drafted_at, self._drafted_of = now, self._decoding
+            if self._sample is not None and self._is_probing:
+                self._sample.rounds += step.rows
+                self._sample.tokens += step.tokens
         is_usual = not self._has_changed  # what a change costs is not what the plan costs
         if step.plan == current and step.sequences > 0:
             self._judge(step, now)
@@ -195,15 +250,22 @@ class WorthRule:
 
     # -- probing --------------------------------------------------------------------------------
 
+    def _go_on(self, probe: Probe) -> Probe:
+        self.probes[probe.plan] = self.probes.get(probe.plan, 0) + 1
+        self._is_probing = True
+        return probe
+
     def _probe_wanted(
-        self, current: Plan, values: Values, decoding: int, now: float
-    ) -> tuple[Plan | None, bool]:
-        """A plan to probe, and whether nothing is known without: of the traffic, where nothing
-        drafts, or of a load that was not seen before."""
-        if current.mode is not Mode.SELF_SPECULATION and (
-            now - self._drafted_at > ACCEPTANCE_AGE_S
-        ):
-            return self._acceptance_plan(values), True
+        self, current: Plan, values: Values, decoding: int, now: float, splits: bool
+    ) -> _Wanted | None:
+        """What is least known and may matter: acceptance, where nothing drafts, or step times."""
+        is_other = max(decoding, self._drafted_of) >= OTHER_LOAD * min(decoding, self._drafted_of)
+        age_s = CHANGED_AGE_S if is_other or self.model.is_unsettled else ACCEPTANCE_AGE_S
+        if current.mode is not Mode.SELF_SPECULATION and now - self._drafted_at > age_s:
+            plan = self._acceptance_plan(values)
+            rows = SPLIT_ROWS if splits and decoding > PROBED_ROUNDS else None
+            steps = math.ceil(PAID_ROUNDS / decoding)
+            return None if plan is None else _Wanted(Probe(plan, rows), True, steps, is_sample=True)
         best = values.by_plan[values.best]
         doubtful = [
             (value * self._doubt(plan, decoding, now), plan)
@@ -212,9 +274,37 @@ class WorthRule:
         ]
         promise, plan = max(doubtful, default=(0.0, current), key=lambda pair: pair[0])
         if promise <= best:
-            return None, False
+            return None
         samples, _ = self.model.timed(plan, decoding)
-        return plan, samples == 0
+        return _Wanted(Probe(plan), samples == 0)
+
+    def _pay(
+        self,
+        wanted: _Wanted,
+        current: Plan,
+        values: Values,
+        decoding: int,
+        context_tokens: int,
+    ) -> bool:
+        """Takes what a probe costs out of the savings, if they allow it."""
+        plan, rows = wanted.probe
+        if rows is None:
+            cost_s = self._probe_cost_s(plan, current, values, decoding, context_tokens)
+        else:
+            step_s = self.model.step_s(plan, rows, context_tokens * rows / decoding)
+            gained = rows * (self.model.tokens(plan) - 1.0)
+            cost_s = step_s - gained / values.by_plan.get(current, math.inf)
+        cost_s *= wanted.steps
+        if not wanted.is_urgent:  # what it seems to gain is only a prediction
+            step_s = self.model.step_s(plan, decoding, context_tokens)
+            cost_s = max(cost_s, PROBE_FLOOR * step_s)
+        # Urgent ones may draw on what others leave. On a slow machine a probe may cost more than
+        # can be saved up: it is paid off afterwards.
+        reserve_s = 0.0 if wanted.is_urgent else PROBE_RESERVE_S
+        if min(cost_s, PROBE_SAVINGS_S - reserve_s) > self._savings_s - reserve_s:
+            return False
+        self._savings_s -= max(0.0, cost_s)
+        return True
 
     def _acceptance_plan(self, values: Values) -> Plan | None:
         drafting = [p for p in values.by_plan if p.mode is Mode.SELF_SPECULATION]

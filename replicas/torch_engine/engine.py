@@ -178,7 +178,8 @@ class TorchEngine:
         """One step for every running sequence; returns what it added, by sequence."""
         started = self._clock()
         self.scheduler.admit(started)
-        work = self.scheduler.next_work(self._pick(started))
+        plan, governor = self._pick(started), self.governor
+        work = self.scheduler.next_work(plan, governor.plan, governor.probed_rows)
         modes = self._modes(work)
         self._draft(modes)
         logits = self._forward_all(modes, work.chunks)
@@ -217,8 +218,13 @@ class TorchEngine:
     def _pick(self, now: float) -> Plan:
         scheduler = self.scheduler
         self._context_tokens = scheduler.decoding_context
-        decoding, waiting = scheduler.num_decoding, len(scheduler.waiting)
-        return self.governor.pick(decoding, now, self._context_tokens, waiting)
+        return self.governor.pick(
+            scheduler.num_decoding,
+            now,
+            self._context_tokens,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+        )
 
     def _modes(self, work: Work) -> list[DecodeMode]:
         mask = self.model.config.mask_token_id
@@ -327,6 +333,7 @@ class TorchEngine:
                     yields=yields,
                     is_alone=is_alone,
                     prompt_tokens=prompt_tokens,
+                    answers=sum(s.finish_reason is not None for s in sequences),
                 ),
                 now,
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from policies.vocabulary import Mode, Plan
+from policies.vocabulary import SAFE_PLAN, Mode, Plan
 from replicas.torch_engine.kv_cache import KVPool
 from replicas.torch_engine.modes.base import Group
 from replicas.torch_engine.sequence import Sequence
@@ -54,6 +54,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self._turn = 0
+        """Of the sequences that follow another plan than the rest."""
 
     @property
     def num_decoding(self) -> int:
@@ -80,14 +82,21 @@ class Scheduler:
                 sequence.queued_s = now - sequence.submitted_at
             self.running.append(sequence)
 
-    def next_work(self, plan: Plan) -> Work:
-        """Groups the decoding sequences by plan and fills the token budget with prefill."""
+    def next_work(self, plan: Plan, others_plan: Plan = SAFE_PLAN, rows: int | None = None) -> Work:
+        """Groups the decoding sequences by plan and fills the token budget with prefill.
+
+        `rows`: so many of them are to follow `plan` and the others `others_plan`; None: all.
+        """
         self._make_room()
         work = Work()
         by_plan: dict[Plan, list[Sequence]] = {}
-        for sequence in self.running:
-            if not sequence.is_prefilling:
-                by_plan.setdefault(effective_plan(sequence, plan), []).append(sequence)
+        sequences = [s for s in self.running if not s.is_prefilling]
+        if rows is not None and sequences:  # other ones each time: those that stay long differ
+            self._turn = (self._turn + rows) % len(sequences)
+        for number, sequence in enumerate(sequences, -self._turn):
+            follows = rows is None or number % len(sequences) < rows
+            wanted = effective_plan(sequence, plan if follows else others_plan)
+            by_plan.setdefault(wanted, []).append(sequence)
         work.groups = [Group(plan, sequences) for plan, sequences in by_plan.items()]
         decoding = sum(g.plan.block_length * len(g.sequences) for g in work.groups)
         budget = max(self.max_step_tokens - decoding, MIN_PREFILL_TOKENS)
