@@ -272,7 +272,7 @@ class CostModel:
         found = []
         for index, row in enumerate(self._rows):
             rows = self._occupancy.decoding(sequences, row.tokens)
-            low = int(rows)
+            low = max(1, int(rows))
             step_s = self._profiled.on_grid(low, bucket)[index]
             if rows > low:
                 above_s = self._profiled.on_grid(low + 1, bucket)[index]

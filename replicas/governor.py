@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from policies.cost_model import StepObservation
 from policies.vocabulary import SAFE_PLAN, Plan, Schedule
+from replicas.probing import Moment
 from replicas.worth_rule import WorthRule
 
 Change = tuple[Plan, Plan, "PickReason"]
@@ -68,7 +69,7 @@ class Governor:
     @property
     def probes(self) -> Mapping[Plan, int]:
         """Steps taken in another plan to learn, by plan."""
-        return {} if self._rule is None else dict(self._rule.probes)
+        return {} if self._rule is None else dict(self._rule.prober.counts)
 
     @property
     def predicted(self) -> Mapping[Plan, float]:
@@ -169,9 +170,9 @@ class Governor:
         if self.plan != before:
             rule.changed()
             return self.plan
-        probe = rule.probe(
-            self.plan, values, decoding, context_tokens, now, splits=running is not None
-        )
+        splits = running is not None
+        moment = Moment(self.plan, values, decoding, context_tokens, splits)
+        probe = rule.probe(moment, now)
         if probe is None:
             return self.plan
         self.probed_rows = probe.rows

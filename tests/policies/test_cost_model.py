@@ -192,6 +192,48 @@ def test_a_new_worth_keeps_what_was_learned():
     assert model.values(16, 8192).by_plan[SPEC_8] == pytest.approx(before, rel=0.1)
 
 
+def of_short_answers(tokens):
+    """A model that has seen answers of so many tokens, each with one step of prefill."""
+    model, now = CostModel(WORTH), 0.0
+    for _ in range(2000):
+        now += 0.01
+        model.observe_prefill(1)
+        model.observe(StepObservation(AR, tokens, 512 * tokens, 0.01, [1] * tokens, answers=1), now)
+    model.revise(now + REFRESH_S)
+    return model
+
+
+def test_where_prefill_shares_steps_short_answers_make_long_blocks_worth_less():
+    def long_over_short(tokens):
+        values = of_short_answers(tokens).values(4, 2048, running=4).by_plan
+        return values[SPEC_32] / values[SPEC_4]
+
+    assert long_over_short(24) < 0.95 * long_over_short(2000)
+
+
+def test_where_prefill_has_steps_of_its_own_the_length_of_answers_is_no_matter():
+    short, long = (of_short_answers(tokens).values(8, 4096).by_plan for tokens in (24, 2000))
+    assert short[SPEC_32] / short[SPEC_4] == pytest.approx(long[SPEC_32] / long[SPEC_4], rel=1e-3)
+
+
+def test_one_sequence_alone_shares_its_steps_with_nobody():
+    model = of_short_answers(24)
+    alone, shared = model.values(1, 512).by_plan, model.values(1, 512, running=1).by_plan
+    assert shared == pytest.approx(alone)
+
+
+def test_a_controller_that_has_not_seen_the_traffic_change_brings_nothing_back():
+    hard = replace(WORTH, chances=(0.1,) * POSITIONS)
+    model = learned(Machine(chance=lambda now: 0.1), [SPEC_8], worth=hard)
+    now, machine = 10.0, Machine(chance=lambda now: 0.9)
+    while not model.is_relearning:
+        step = machine.step(SPEC_8, 8, 4096, now)
+        now += step.seconds
+        model.observe(step, now)
+    model.adopt(replace(hard, hysteresis=0.06))
+    assert model.tokens(SPEC_8) > 3.0
+
+
 def test_the_tpot_limit_leaves_out_plans_that_make_hard_requests_wait():
     free = CostModel(WORTH).values(32, 32 * 512)
     assert free.within_limit == set(EXACT)

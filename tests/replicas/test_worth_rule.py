@@ -4,14 +4,17 @@ Run with: pytest tests/replicas/test_worth_rule.py
 """
 
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from policies.acceptance import POSITIONS
+from policies.cost_model import StepObservation
 from policies.vocabulary import AR, SAFE_PLAN, Mode, Schedule
 from replicas.governor import Governor, PickReason
+from replicas.probing import PAID_ROUNDS, PROBED_ROUNDS, SPLIT_ROWS
 from replicas.worth_rule import NEGLIGIBLE, RENT, STEADY_LOSS_S
 from tests.policies.synthetic import (
     EXACT,
@@ -270,3 +273,91 @@ def test_speculation_is_found_again_after_hard_traffic_has_driven_it_out():
     easy = simulate(governor, machine, 20.0, decoding=32, now=30.0)
     back = next(step.at for step in easy if step.stayed.mode is Mode.SELF_SPECULATION)
     assert back - 30.0 < 10.0
+
+
+def first_probe(governor, decoding, now, **fields):
+    """When it next probes, at picks of a millisecond, and the plan."""
+    for _ in range(10_000):
+        now += 0.001
+        plan = governor.pick(decoding, now, decoding * 128, **fields)
+        if plan != governor.plan:
+            return now, plan
+        step = StepObservation(plan, decoding, decoding * 128, 0.001, [1] * decoding)
+        governor.observe(step, now)
+    raise AssertionError("it never probed")
+
+
+def in_ar():
+    """A governor that AR is best for, whatever the load."""
+    return governor_of(replace(WORTH, chances=(0.1,) * POSITIONS), ttl_s=1e6)
+
+
+def sampled(governor, chance):
+    """Steps that a probe of acceptance takes in a batch of one."""
+    now, plan = first_probe(governor, 1, 10.0)
+    machine, steps = Machine(chance=lambda now: chance), 0
+    while plan != governor.plan:
+        step = machine.step(plan, 1, 128, now)
+        steps, now = steps + 1, now + step.seconds
+        governor.observe(step, now)
+        plan = governor.pick(1, now, 128)
+    return steps
+
+
+def test_in_a_batch_of_one_a_probe_goes_on_only_while_it_pays():
+    assert sampled(in_ar(), chance=0.0) == PAID_ROUNDS
+    assert sampled(in_ar(), chance=1.0) == PROBED_ROUNDS
+
+
+def test_a_probe_of_which_no_step_is_seen_ends():
+    governor = in_ar()
+    now, _ = first_probe(governor, 1, 10.0)
+    picked = [governor.pick(1, now + 0.001 * n, 128) for n in range(1, 20)]
+    assert picked[PROBED_ROUNDS:] == [AR] * len(picked[PROBED_ROUNDS:])
+
+
+def test_where_steps_can_be_shared_a_few_of_many_sequences_probe_acceptance():
+    governor = in_ar()
+    now, plan = first_probe(governor, 64, 10.0, running=64)
+    assert (plan, governor.probed_rows) == (SPEC_8, SPLIT_ROWS)
+    governor.observe(Machine(chance=lambda now: 0.1).step(plan, 4, 512, now), now)
+    governor.pick(64, 20.0, 64 * 128, running=64)
+    assert governor.probed_rows is None
+
+
+def test_where_they_cannot_all_probe():
+    governor = in_ar()
+    first_probe(governor, 64, 10.0)
+    assert governor.probed_rows is None
+
+
+def test_a_load_that_has_changed_is_probed_at_once():
+    governor = in_ar()
+    now, plan = first_probe(governor, 64, 10.0)
+    governor.observe(Machine(chance=lambda now: 0.1).step(plan, 64, 64 * 128, now), now)
+    same, _ = first_probe(deepcopy(governor), 64, now)
+    other, _ = first_probe(governor, 8, now)
+    assert other - now < 0.2 < 0.9 < same - now
+
+
+# -- dwell ------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_slow_steps_is_left_after_a_few_steps_of_the_better_one():
+    governor = Governor(Schedule.pinned(AR, worth=replace(QUIET, learns=False), ttl_s=1e6), 0.0)
+    assert governor.pick(1, 100.0, 128) == SPEC_32  # no dwell before the first change
+    ar_s, slow_s = (H100.step_s(plan, 250, 250 * 128) for plan in (AR, SPEC_32))
+    assert slow_s > 5 * ar_s
+    governor.pick(250, 100.0 + 5 * ar_s, 250 * 128)
+    assert governor.plan == SPEC_32
+    governor.pick(250, 100.0 + 11 * ar_s, 250 * 128)
+    assert governor.plan == AR
+
+
+def test_the_dwell_does_not_hold_it_in_a_plan_that_an_operator_has_pinned():
+    governor = governor_of(QUIET, dwell_s=60.0, ttl_s=1e6)
+    governor.receive(Schedule.pinned(SPEC_32, version=1, ttl_s=1e6), 10.0)
+    assert governor.pick(250, 10.0, 250 * 128) == SPEC_32
+    unpinned = Schedule.pinned(AR, worth=QUIET, dwell_s=60.0, version=2, ttl_s=1e6)
+    governor.receive(unpinned, 10.1)
+    assert governor.pick(250, 10.1, 250 * 128) == AR

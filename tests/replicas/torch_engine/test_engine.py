@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from itertools import count
+
 import pytest
 
+from policies.acceptance import POSITIONS
+from policies.step_time import shipped_profile
 from policies.vocabulary import AR, Plan, Quality, Schedule, all_plans
+from policies.worth import Worth
 from replicas.engine import EngineOverloaded, FinishReason, RequestRejected
+from replicas.probing import SPLIT_ROWS
 from tests.replicas.torch_engine.builders import (
     TINY,
     build_engine,
@@ -237,6 +244,28 @@ def test_pinned_plans_share_the_engine_and_keep_their_own(copying, references):
         **{str(p): {p} for p in EXACT},
         "free": {Plan.parse("self_speculation/16")},
     }
+
+
+def test_sequences_that_probe_another_plan_beside_the_rest_keep_their_tokens(copying, references):
+    ticks = count()
+    room = {"max_sequences": 12, "kv_tokens": 192 * 12}
+    engine = build_engine(copying, clock=lambda: 0.1 * next(ticks), **room)
+    speculation = Plan.parse("self_speculation/8")
+    hard = (0.01,) * POSITIONS
+    worth = Worth((AR, speculation), shipped_profile("h100"), chances=hard, learns=False)
+    engine.set_schedule(Schedule.pinned(AR, worth=worth, version=1, ttl_s=1e6))
+    (prompt, expected), *_ = references.items()
+    for number in range(12):
+        engine.submit(request(str(number), prompt, 40))
+    tokens, shared = defaultdict(list), []
+    while engine.has_work:
+        deltas = engine.step()
+        for delta in deltas:
+            tokens[delta.request_id] += delta.token_ids
+        shared.append(Counter(delta.plan for delta in deltas))
+    assert [tuple(found) for found in tokens.values()] == [expected[:40]] * 12
+    assert Counter({AR: 12 - SPLIT_ROWS, speculation: SPLIT_ROWS}) in shared
+    assert engine.report().switches == 0
 
 
 def test_thresholds_are_counted_under_one_plan(copying, references):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from policies.vocabulary import AR, Mode, Plan, Quality
@@ -196,3 +198,18 @@ def test_a_plan_is_followed_within_pin_quality_and_begun_block():
     assert plan_of(quality=Quality.EXACT) == Plan(Mode.SELF_SPECULATION, 16)
     assert plan_of(plan=AR) == AR
     assert plan_of(plan=AR, block=Plan(Mode.DIFFUSION, 4)) == Plan(Mode.DIFFUSION, 4)
+
+
+def test_some_of_the_sequences_follow_another_plan_and_each_has_its_turn():
+    s = scheduler()
+    pinned = Plan.parse("self_speculation/4")
+    sequences = arrive(s, 10, 10, 10, 10, 10)
+    sequences[2].request = replace(sequences[2].request, plan=pinned)
+    step(s)  # prefill
+    turns = []
+    for _ in range(5):
+        groups = {g.plan: g.sequences for g in s.next_work(SPECULATION, AR, rows=2).groups}
+        assert [q.arrival for q in groups.pop(pinned)] == [2]
+        turns += [q.arrival for q in groups.pop(SPECULATION, [])]
+        assert set(groups) == {AR}
+    assert sorted(set(turns)) == [0, 1, 3, 4]
