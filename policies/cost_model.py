@@ -212,9 +212,12 @@ class CostModel:
         """Seconds of a step, without what its prefill took by the profile."""
         if not step.prompt_tokens:
             return step.seconds
-        positions = step.sequences * step.plan.block_length
-        added_s = self.worth.profile.curve.added_s(positions, step.prompt_tokens)
-        return max(step.seconds - self._timings.machine * added_s, LEAST_SHARE * step.seconds)
+        added_s = self.added_s(step.sequences * step.plan.block_length, step.prompt_tokens)
+        return max(step.seconds - added_s, LEAST_SHARE * step.seconds)
+
+    def added_s(self, positions: int, more: int) -> float:
+        """Predicted seconds that `more` positions add to a forward over some."""
+        return self._timings.machine * self.worth.profile.curve.added_s(positions, more)
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """Predicted tokens per sequence and step; `hard`: of a request of low acceptance."""

@@ -112,18 +112,24 @@ class Governor:
         context_tokens: int = 0,
         waiting: int = 0,
         running: int | None = None,
+        *,
+        splits: bool = False,
     ) -> Plan:
         """The plan for the next step with `decoding` sequences, at `now` seconds.
 
         `context_tokens` is the sum of their cached tokens, `waiting` the number of requests that
-        are not admitted yet, `running` the sequences with those in prefill, in an engine that packs
-        prefill and several plans into one step: only there a probe may be of `probed_rows`.
+        are not admitted yet, `running` the sequences with those in prefill, where these share steps
+        with decoding ones. `splits`: a step can run two plans, so a probe may be of `probed_rows`.
         """
         self.probed_rows = None
         if now - self.received_at > self.schedule.ttl_s:
             self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
         elif self._rule is not None and self.schedule.worth is not None:
-            return self._pick_by_worth(self._rule, decoding, now, context_tokens, waiting, running)
+            if running is not None:
+                self._rule.model.observe_prefill(running - decoding)
+            values = self._rule.model.values(decoding, context_tokens, running)
+            moment = Moment(self.plan, values, decoding, context_tokens, splits)
+            return self._pick_by_worth(self._rule, moment, waiting, now)
         else:
             self._move_to(*self._banded(decoding), self.schedule.dwell_s, now)
         return self.plan
@@ -142,24 +148,13 @@ class Governor:
         else:
             self._rule.model.adopt(worth)
 
-    def _pick_by_worth(
-        self,
-        rule: WorthRule,
-        decoding: int,
-        now: float,
-        context_tokens: int,
-        waiting: int,
-        running: int | None,
-    ) -> Plan:
-        if running is not None:
-            rule.model.observe_prefill(running - decoding)
-        values = rule.model.values(decoding, context_tokens, running)
-        target = rule.choose(self.plan, values, waiting, now)
-        is_kept = target == self.plan != values.best
+    def _pick_by_worth(self, rule: WorthRule, moment: Moment, waiting: int, now: float) -> Plan:
+        before, values, decoding, context_tokens, _ = moment
+        target = rule.choose(before, values, waiting, now)
+        is_kept = target == before != values.best
         reason = PickReason.HYSTERESIS if is_kept else PickReason.WORTH
         if rule.is_distrusting(now):
             reason = PickReason.DISTRUST
-        before = self.plan
         if target != before:
             own_s = rule.dwell_s(before, target, decoding, context_tokens)
             dwell_s = max(self.schedule.dwell_s, own_s)
@@ -170,8 +165,6 @@ class Governor:
         if self.plan != before:
             rule.changed()
             return self.plan
-        splits = running is not None
-        moment = Moment(self.plan, values, decoding, context_tokens, splits)
         probe = rule.probe(moment, now)
         if probe is None:
             return self.plan

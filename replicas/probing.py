@@ -15,9 +15,10 @@ from policies.cost_model import CostModel, StepObservation, Values
 from policies.vocabulary import Mode, Plan
 
 LOOK_GAP_S = 0.05  # between two looks for something to probe
-LEAST_COST = 0.25  # share of a probe's time that it costs at least, unless it is urgent
+LEAST_COST = 0.25  # share of a probe's time that it costs at least, if it is a guess
 SAVINGS_S = 0.1  # probing time that can be saved up
 RESERVE_S = 0.05  # of it kept for urgent ones
+FOLLOW_UP_S = 0.04  # and kept for when the traffic seems to have changed
 ACCEPTANCE_AGE_S = 1.0  # without a draft for so long, acceptance is to be probed
 CHANGED_AGE_S = 0.1  # the same once the traffic seems to have changed
 OTHER_LOAD = 2.0  # times the sequences, or fewer, that there were: likely other traffic, too
@@ -52,13 +53,14 @@ class Moment(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """A probe, to be paid for `steps`; urgent where nothing is known without it."""
+    """A probe, to be paid for `steps`, which leaves `reserve_s` of the savings. `is_guess`: what it
+    seems to gain is only predicted. `is_sample`: it is of acceptance."""
 
     probe: Probe
-    is_urgent: bool
+    reserve_s: float
     steps: int = 1
+    is_guess: bool = False
     is_sample: bool = False
-    """Of acceptance."""
 
 
 @dataclass(slots=True)
@@ -157,9 +159,11 @@ class Prober:
 
     def _wanted(self, moment: Moment, now: float) -> _Wanted | None:
         """What is least known and may matter: acceptance, where nothing drafts, or step times."""
-        drafts = moment.current.mode is Mode.SELF_SPECULATION
-        if not drafts and now - self._drafted_at > self._acceptance_age_s(moment.decoding):
-            return self._acceptance(moment)
+        if moment.current.mode is not Mode.SELF_SPECULATION:
+            has_changed = self._has_changed(moment.decoding)
+            age_s = CHANGED_AGE_S if has_changed else ACCEPTANCE_AGE_S
+            if now - self._drafted_at > age_s:
+                return self._acceptance(moment, 0.0 if has_changed else FOLLOW_UP_S)
         values, best = moment.values.by_plan, moment.values.by_plan[moment.values.best]
         doubtful = [
             (value * self._doubt(plan, moment.decoding, now), plan)
@@ -171,15 +175,14 @@ class Prober:
         if promise <= best:
             return None
         steps, _ = self.model.timed(plan, moment.decoding)
-        return _Wanted(Probe(plan), is_urgent=steps == 0)
+        return _Wanted(Probe(plan), RESERVE_S if steps else 0.0, is_guess=steps > 0)
 
-    def _acceptance_age_s(self, decoding: int) -> float:
-        """How old what is known of acceptance may get."""
+    def _has_changed(self, decoding: int) -> bool:
+        """Whether the traffic is likely another than when last some drafted."""
         few, many = sorted((decoding, self._drafted_of))
-        is_other = many >= OTHER_LOAD * few
-        return CHANGED_AGE_S if is_other or self.model.is_unsettled else ACCEPTANCE_AGE_S
+        return many >= OTHER_LOAD * few or self.model.is_unsettled
 
-    def _acceptance(self, moment: Moment) -> _Wanted | None:
+    def _acceptance(self, moment: Moment, reserve_s: float) -> _Wanted | None:
         drafting = [p for p in moment.values.by_plan if p.mode is Mode.SELF_SPECULATION]
         if not drafting:
             return None
@@ -190,7 +193,7 @@ class Prober:
             plan = max(drafting, key=lambda p: p.block_length)
         rows = SPLIT_ROWS if moment.splits and moment.decoding > PROBED_ROUNDS else None
         steps = math.ceil(PAID_ROUNDS / moment.decoding)
-        return _Wanted(Probe(plan, rows), is_urgent=True, steps=steps, is_sample=True)
+        return _Wanted(Probe(plan, rows), reserve_s, steps, is_sample=True)
 
     def _doubt(self, plan: Plan, decoding: int, now: float) -> float:
         """Factor by which a plan may be worth more than predicted."""
@@ -203,12 +206,11 @@ class Prober:
     def _pays(self, wanted: _Wanted, moment: Moment) -> bool:
         """Takes what a probe costs out of the savings, if they allow it."""
         cost_s = wanted.steps * self._cost_s(wanted.probe, moment)
-        if not wanted.is_urgent:  # what it seems to gain is only a prediction
+        if wanted.is_guess:
             cost_s = max(cost_s, LEAST_COST * self._step_s(wanted.probe, moment))
-        # Urgent ones may draw on what others leave. On a slow machine a probe may cost more than
-        # can be saved up: it is paid off afterwards.
-        reserve_s = 0.0 if wanted.is_urgent else RESERVE_S
-        if min(cost_s, SAVINGS_S - reserve_s) > self._savings_s - reserve_s:
+        # On a slow machine a probe may cost more than can be saved up: it is paid off afterwards.
+        left_s = self._savings_s - wanted.reserve_s
+        if min(cost_s, SAVINGS_S - wanted.reserve_s) > left_s:
             return False
         self._savings_s -= max(0.0, cost_s)
         return True
@@ -222,8 +224,12 @@ class Prober:
             return step_s
         if probe.rows is None:
             return step_s * (1.0 - moment.values.by_plan[probe.plan] / now_worth)
-        # Beside the step of the others, in which these rows would have kept a token each.
-        return step_s - probe.rows * (self.model.tokens(probe.plan) - 1.0) / now_worth
+        # A draft of its own; the rest shares the others' step, in which these rows would have kept
+        # a token each.
+        added = probe.rows * (probe.plan.block_length - 1)
+        added_s = self.model.added_s(moment.decoding, added)
+        gained = probe.rows * (self.model.tokens(probe.plan) - 1.0)
+        return step_s / 2 + added_s - gained / now_worth
 
     def _step_s(self, probe: Probe, moment: Moment) -> float:
         rows = moment.decoding if probe.rows is None else probe.rows

@@ -224,6 +224,7 @@ class TorchEngine:
             self._context_tokens,
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
+            splits=not self.captures_graphs,  # of one plan, a step is captured
         )
 
     def _modes(self, work: Work) -> list[DecodeMode]:

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import modes
 from benchmarks.common import Bar, Spread
+from benchmarks.step_share import StepShare
+from policies.vocabulary import AR
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,17 @@ def test_bars_are_all_there(run: tuple[dict, Path]) -> None:
 def test_plan_changes_and_shares_are_measured(run: tuple[dict, Path]) -> None:
     figures, _ = run
     assert [c["sequences"] for c in figures["plan_changes"]] == [1, 1]
-    assert all(0 < s["neither"] < 1 for s in figures["step_shares"])
+    assert figures["step_shares"]
+    for share in figures["step_shares"]:  # how large they are is the machine's matter
+        parts = share["products_s"], share["attention_s"]
+        assert min(parts) > 0
+        assert share["neither"] == pytest.approx(1 - sum(parts) / share["step_s"])
+
+
+def test_a_share_is_what_is_left_of_the_step() -> None:
+    share = StepShare(AR, 1, step=10.0, products=4.0, attention=3.0)
+    assert share.other_than_products == pytest.approx(0.6)
+    assert share.neither == pytest.approx(0.3)
 
 
 def test_plot_is_drawn(run: tuple[dict, Path]) -> None:

@@ -318,10 +318,10 @@ def test_a_probe_of_which_no_step_is_seen_ends():
 
 def test_where_steps_can_be_shared_a_few_of_many_sequences_probe_acceptance():
     governor = in_ar()
-    now, plan = first_probe(governor, 64, 10.0, running=64)
+    now, plan = first_probe(governor, 64, 10.0, splits=True)
     assert (plan, governor.probed_rows) == (SPEC_8, SPLIT_ROWS)
     governor.observe(Machine(chance=lambda now: 0.1).step(plan, 4, 512, now), now)
-    governor.pick(64, 20.0, 64 * 128, running=64)
+    governor.pick(64, 20.0, 64 * 128, splits=True)
     assert governor.probed_rows is None
 
 
