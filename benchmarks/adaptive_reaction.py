@@ -26,20 +26,14 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-import torch
-
 from benchmarks.adaptive_load import MAX_TOKENS, Load
 from benchmarks.adaptive_scenarios import EASY, HARD, MOST
 from benchmarks.adaptive_stack import Page, Stack
-from benchmarks.workload import DEMO_CHECKPOINT, Workload, held_out_mix
+from benchmarks.demo_engine import adaptive_schedule, demo_engine
+from benchmarks.workload import held_out_mix
 from orchestrator.app_config import AppConfig
-from policies.decisions import Reading, Signals
 from policies.vocabulary import Plan
-from replicas.profiles import profile_for
-from replicas.tiny import CHECKPOINT
-from replicas.torch_engine.checkpoint import load_checkpoint
-from replicas.torch_engine.engine import EngineLimits, TorchEngine, positions_needed
-from replicas.torch_engine.model import Model
+from replicas.torch_engine.engine import TorchEngine
 
 WATCH_S = 0.05
 LOCAL_WAIT_S, CONTROLLER_WAIT_S = 3.0, 9.0
@@ -103,14 +97,13 @@ def percentile(values: Sequence[float], share: float) -> float:
 def on_engine(config: AppConfig, trials: int) -> Reaction:
     """Steps to react when 1 sequence becomes 64, and when 64 become 1, prefill not counted."""
     reaction = Reaction("steps")
-    engine, workload = _engine()
-    profile = profile_for(engine, str(CHECKPOINT), config.profile)
-    if profile is None:
+    engine, checkpoint = demo_engine(ENGINE_MOST)
+    schedule = adaptive_schedule(engine, config)
+    if schedule is None:
         reaction.why_not = "there is no step-time profile"
         return reaction
-    signals = Signals("engine", decoding=Reading(1.0, 0.0), profile=profile)
-    decision, _ = config.make_guard().decide(signals, None, 0.0)
-    engine.set_schedule(replace(decision.schedule, ttl_s=math.inf, version=1))
+    engine.set_schedule(replace(schedule, version=1))
+    workload = held_out_mix(checkpoint, 2 * ENGINE_MOST, max_tokens=MAX_TOKENS)
     refilled = _Refilled(engine, workload.request)
     for _ in range(trials):
         for level in (1, ENGINE_MOST):
@@ -123,21 +116,6 @@ def on_engine(config: AppConfig, trials: int) -> Reaction:
             else:
                 reaction.add(steps)
     return reaction
-
-
-def _engine() -> tuple[TorchEngine, Workload]:
-    checkpoint = load_checkpoint(DEMO_CHECKPOINT)
-    limits = EngineLimits(max_sequences=ENGINE_MOST)
-    model = Model(
-        checkpoint.config,
-        checkpoint.weights,
-        max_positions=positions_needed(limits),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
-    return TorchEngine(model, None, limits), held_out_mix(
-        checkpoint, 2 * ENGINE_MOST, max_tokens=MAX_TOKENS
-    )
 
 
 class _Refilled:

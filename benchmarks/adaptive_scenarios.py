@@ -81,11 +81,11 @@ def moving(seconds: float, crossover: tuple[int, int]) -> list[Scenario]:
                 _steady(part, SHIFT_AT, EASY),
             ),
         ),
-        Scenario("everything", _everything(ALL_TIMES * seconds)),
+        Scenario("everything", everything(ALL_TIMES * seconds)),
     ]
 
 
-def _everything(seconds: float) -> tuple[Phase, ...]:
+def everything(seconds: float) -> tuple[Phase, ...]:
     """Every number of clients with every kind of prompts, once, for equal times: an order that was
     drawn, and is the same each time."""
     pairs = list(product(LEVELS, (EASY, MIXED, HARD)))

@@ -35,11 +35,12 @@ def held_out_mix(
     """`count` prompts that the demo model was not trained on, one task after the other."""
     per_task = [held_out_set(task, -(-count // len(tasks))) for task in tasks]
     mixed = (sample.prompt for group in zip(*per_task, strict=False) for sample in group)
-    prompts = tuple(tuple(_chat(checkpoint, text)) for text in islice(mixed, count))
+    prompts = tuple(tuple(chat_tokens(checkpoint, text)) for text in islice(mixed, count))
     return Workload(prompts, max_tokens)
 
 
-def _chat(checkpoint: Checkpoint, text: str) -> list[int]:
+def chat_tokens(checkpoint: Checkpoint, text: str) -> list[int]:
+    """A prompt as the demo model is asked it."""
     conversation = [{"role": "user", "content": text}]
     prompt = checkpoint.tokenizer.apply_chat_template(
         conversation, tokenize=False, add_generation_prompt=True

@@ -101,7 +101,7 @@ class SimulatedEngine:
         self.now, self.decoding = now, min(load, MAX_SEQUENCES)
         self.waiting = load - self.decoding
         self.governor.pick(self.decoding, now, self.decoding * 900, self.waiting)
-        plan = self.governor.plan  # a probe is one step of very many
+        plan = self.governor.plan  # probes are few steps of very many
         if not self.decoding:
             return
         if self.waiting:

@@ -26,6 +26,7 @@ REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
 LEAST_SHARE = 0.2  # of a step with prefill that is decoding, whatever the profile says
 MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
 ALARM_HALF_LIFE_S, ALARM_LASTS_S = 1.0, 3.0
+OUTDATED_S = 15.0  # after an alarm: a controller may send what it knew before
 ALARM_FORGETS = 0.9
 """Share of the evidence dropped when the traffic has changed, and how fast what follows counts."""
 DIFFUSION_ROUNDS = 50.0  # rows in steps of diffusion after which half of a new ratio is believed
@@ -93,7 +94,7 @@ class CostModel:
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
         self._occupancy = Occupancy()
-        self._alarm_until = -math.inf
+        self._alarmed_at = -math.inf
         self._timings = Timings()
         self._corrections: dict[Plan, Correction] = {}
         self._rows: list[_Row] = []
@@ -113,7 +114,8 @@ class CostModel:
         self.worth = worth
         self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
         # A controller that has not seen the traffic change must not bring back what was forgotten.
-        rounds = self.acceptance.prior_rounds if self.is_relearning else PRIOR_ROUNDS
+        is_outdated = self._revised_at < self._alarmed_at + OUTDATED_S
+        rounds = self.acceptance.prior_rounds if is_outdated else PRIOR_ROUNDS
         self.acceptance = self.acceptance.with_prior(worth.chances, rounds)
         self._yields = self.acceptance.yields()
         self._renew()
@@ -160,12 +162,12 @@ class CostModel:
     @property
     def is_unsettled(self) -> bool:
         """Whether the traffic has just changed, or seems to."""
-        return self.is_relearning or self._detector.is_suspicious
+        return self.is_relearning or (self.worth.learns and self._detector.is_suspicious)
 
     @property
     def is_relearning(self) -> bool:
         """Whether the traffic has just changed, so that acceptance is little known."""
-        return self._revised_at < self._alarm_until
+        return self._revised_at < self._alarmed_at + ALARM_LASTS_S
 
     def timed(self, plan: Plan, sequences: float) -> tuple[float, float]:
         """Step times that the plan's correction at about this batch size rests on, and when the
@@ -268,9 +270,8 @@ class CostModel:
     ) -> list[tuple[float, int, float]]:
         """Profiled seconds of every plan's step, its bucket of batches, and rows; where prefill
         shares the steps, at the number that will decode under the plan."""
-        profiled = self._profiled.on_grid(sequences, bucket)
         if not is_shared:
-            batch = batch_bucket(sequences)
+            profiled, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
             return [(step_s, batch, sequences) for step_s in profiled]
         found = []
         for index, row in enumerate(self._rows):
@@ -288,9 +289,10 @@ class CostModel:
             self._rounds.clear()
             return
         if self._detector.update(self._rounds, self._yields.blocks):
-            self._alarm_until = now + ALARM_LASTS_S
+            self._alarmed_at = now
             self.acceptance = self.acceptance.forgetting(ALARM_FORGETS)
-        half_life_s = ALARM_HALF_LIFE_S if now < self._alarm_until else HALF_LIFE_S
+        is_alarmed = now < self._alarmed_at + ALARM_LASTS_S
+        half_life_s = ALARM_HALF_LIFE_S if is_alarmed else HALF_LIFE_S
         self.acceptance = self.acceptance.after(self._rounds, elapsed_s, half_life_s)
         self._yields = self.acceptance.yields()
         self._rounds = {}

@@ -34,8 +34,8 @@ class Occupancy:
         self._answers += answers
 
     def fade(self, share: float) -> None:
-        """Keeps this share of what was counted, and no fewer answers than it began with."""
-        share = max(share, min(1.0, PRIOR_ANSWERS / self._answers))
+        """Keeps this share of what was counted, and no less than it began with."""
+        share = max(share, min(1.0, PRIOR_ANSWERS / max(self._answers, self._prefills)))
         self._tokens *= share
         self._prefills *= share
         self._answers *= share
@@ -48,7 +48,7 @@ class Occupancy:
     def decoding(self, running: int, tokens_per_step: float) -> float:
         """How many of `running` sequences decode in a step, of the steps in which any does, under
         a plan of this yield."""
-        decoding_steps = max(1.0, self._tokens / self._answers / tokens_per_step)
+        decoding_steps = max(1.0, self.tokens_per_answer / tokens_per_step)
         prefill_steps = self._prefills / self._answers
         in_prefill = prefill_steps / (decoding_steps + prefill_steps)
         return running * (1.0 - in_prefill) / (1.0 - in_prefill**running)

@@ -41,7 +41,7 @@ class Chooser(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """The plan in use; a probe is one step of another and does not change it."""
+        """The plan in use; a probe is steps of another and does not change it."""
         ...
 
     def pick(self, replica: Replica, now: float) -> Plan: ...
@@ -181,7 +181,7 @@ class Replica:
 
     def _steps(self, plan: Plan, step_s: float) -> int:
         """How many steps may go by before the next pick, if nothing happens."""
-        if plan != self.chooser.plan:  # a probe is one step, in diffusion one block
+        if plan != self.chooser.plan:  # a probe is picked step by step, in diffusion by the block
             is_block = plan.mode is Mode.DIFFUSION
             return round(plan.block_length / PROBED_BLOCK_TOKENS) if is_block else 1
         if self.chooser.pays and plan != self._plan:

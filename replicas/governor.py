@@ -42,7 +42,7 @@ class Governor:
     """Picks the plan of the next step from a schedule and what is decoding.
 
     Invariant: the plan in use changes only in `pick`, by at most one change per call. A probe is
-    one step of another plan and changes nothing.
+    steps of another plan and changes nothing.
     """
 
     schedule: Schedule
@@ -122,11 +122,11 @@ class Governor:
         with decoding ones. `splits`: a step can run two plans, so a probe may be of `probed_rows`.
         """
         self.probed_rows = None
+        if self._rule is not None and running is not None:  # pinned or not
+            self._rule.model.observe_prefill(running - decoding)
         if now - self.received_at > self.schedule.ttl_s:
             self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
         elif self._rule is not None and self.schedule.worth is not None:
-            if running is not None:
-                self._rule.model.observe_prefill(running - decoding)
             values = self._rule.model.values(decoding, context_tokens, running)
             moment = Moment(self.plan, values, decoding, context_tokens, splits)
             return self._pick_by_worth(self._rule, moment, waiting, now)

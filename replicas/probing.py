@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from policies.cost_model import CostModel, StepObservation, Values
-from policies.vocabulary import Mode, Plan
+from policies.vocabulary import AR, Mode, Plan
 
 LOOK_GAP_S = 0.05  # between two looks for something to probe
 LEAST_COST = 0.25  # share of a probe's time that it costs at least, if it is a guess
@@ -21,7 +21,8 @@ RESERVE_S = 0.05  # of it kept for urgent ones
 FOLLOW_UP_S = 0.04  # and kept for when the traffic seems to have changed
 ACCEPTANCE_AGE_S = 1.0  # without a draft for so long, acceptance is to be probed
 CHANGED_AGE_S = 0.1  # the same once the traffic seems to have changed
-OTHER_LOAD = 2.0  # times the sequences, or fewer, that there were: likely other traffic, too
+OTHER_LOAD, OTHER_BY = 2.0, 3
+"""Times the sequences that there were, or fewer, and by how many: likely other traffic, too."""
 ACCEPTANCE_LENGTH = 8  # block length for that, where it is allowed: long enough to tell much
 PAID_ROUNDS, PROBED_ROUNDS = 2, 8
 """Rounds of a probe of acceptance that are paid for, and rounds until which it goes on while it
@@ -35,7 +36,7 @@ MOST_DOUBT = 1.0 + UNPROVEN + MOST_AGEING
 
 
 class Probe(NamedTuple):
-    """A step of another plan. `rows` sequences run it and the others the plan in use; None: all."""
+    """A step of another plan. `rows` sequences run it and the others go on; None: all."""
 
     plan: Plan
     rows: int | None = None
@@ -43,7 +44,7 @@ class Probe(NamedTuple):
 
 class Moment(NamedTuple):
     """In which a probe is weighed. `splits`: the engine runs two plans in one step, so that some
-    sequences may probe while the others go on."""
+    sequences may probe while the others go on in AR."""
 
     current: Plan
     values: Values
@@ -70,6 +71,7 @@ class _Sample:
 
     probe: Probe
     break_even: float
+    decoding: int
     rounds: int = 0
     tokens: int = 0
     steps: int = 0
@@ -118,7 +120,7 @@ class Prober:
         if moment.decoding < 1:
             return None
         if self._sample is not None:
-            if self._sample.is_open():
+            if self._sample.is_open() and self._fits(self._sample, moment):
                 return self._go_on(self._sample, moment)
             self._sample = None
         if was_probing or now - self._looked_at < LOOK_GAP_S:
@@ -131,7 +133,7 @@ class Prober:
             return None
         if wanted.is_sample:
             break_even = self._break_even(wanted.probe.plan, moment)
-            self._sample = _Sample(wanted.probe, break_even, steps=1)
+            self._sample = _Sample(wanted.probe, break_even, moment.decoding, steps=1)
         return self._run(wanted.probe)
 
     def observe(self, step: StepObservation, now: float) -> None:
@@ -139,9 +141,13 @@ class Prober:
         if step.plan.mode is not Mode.SELF_SPECULATION or not step.sequences:
             return
         self._drafted_at, self._drafted_of = now, self._decoding
-        if self._sample is not None and self._is_probing:
+        if self._sample is not None and step.plan == self._sample.probe.plan:
             self._sample.rounds += step.rows
             self._sample.tokens += step.tokens
+
+    def _fits(self, sample: _Sample, moment: Moment) -> bool:
+        """Whether the plan may still run, on no more sequences than it was begun on."""
+        return sample.probe.plan in moment.values.by_plan and moment.decoding <= sample.decoding
 
     def _go_on(self, sample: _Sample, moment: Moment) -> Probe:
         if sample.is_paid_up():
@@ -180,7 +186,8 @@ class Prober:
     def _has_changed(self, decoding: int) -> bool:
         """Whether the traffic is likely another than when last some drafted."""
         few, many = sorted((decoding, self._drafted_of))
-        return many >= OTHER_LOAD * few or self.model.is_unsettled
+        is_other = many >= OTHER_LOAD * few and many - few >= OTHER_BY
+        return is_other or self.model.is_unsettled
 
     def _acceptance(self, moment: Moment, reserve_s: float) -> _Wanted | None:
         drafting = [p for p in moment.values.by_plan if p.mode is Mode.SELF_SPECULATION]
@@ -191,7 +198,8 @@ class Prober:
             plan = min(long_enough, key=lambda p: p.block_length)
         else:
             plan = max(drafting, key=lambda p: p.block_length)
-        rows = SPLIT_ROWS if moment.splits and moment.decoding > PROBED_ROUNDS else None
+        is_split = moment.splits and moment.current == AR and moment.decoding > PROBED_ROUNDS
+        rows = SPLIT_ROWS if is_split else None
         steps = math.ceil(PAID_ROUNDS / moment.decoding)
         return _Wanted(Probe(plan, rows), reserve_s, steps, is_sample=True)
 

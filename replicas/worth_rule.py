@@ -133,6 +133,7 @@ class WorthRule:
     def begin(self) -> None:
         """The plan in use was not its choice, so nothing speaks for staying with it."""
         self._is_new = True
+        self.prober.stop()
 
     def _count_losses(
         self, values: Values, current: float, negligible: float, since_s: float
@@ -190,7 +191,8 @@ class WorthRule:
         self, step: StepObservation, seconds: float, expected_s: float, now: float
     ) -> None:
         predicted = step.sequences * self.model.tokens(step.plan) / expected_s
-        least = max(DISTRUST_BELOW * predicted, DISTRUST_BELOW_AR * self.predicted.get(AR, 0.0))
+        in_ar = self.model.throughput(AR, step.sequences, step.context_tokens)
+        least = max(DISTRUST_BELOW * predicted, DISTRUST_BELOW_AR * in_ar)
         if step.plan == AR or not self._is_queueing or step.tokens >= least * seconds:
             self._disappointing = 0
             return

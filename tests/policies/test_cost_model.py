@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.acceptance import POSITIONS
+from policies.acceptance import POSITIONS, PRIOR_ROUNDS
 from policies.cost_model import REFRESH_S, CostModel, StepObservation
 from policies.vocabulary import AR, all_plans
 from policies.worth import Worth
@@ -222,16 +222,30 @@ def test_one_sequence_alone_shares_its_steps_with_nobody():
     assert shared == pytest.approx(alone)
 
 
-def test_a_controller_that_has_not_seen_the_traffic_change_brings_nothing_back():
+def changed(now=10.0):
+    """A model of hard traffic that has just noticed easy one, the worth it had, and when."""
     hard = replace(WORTH, chances=(0.1,) * POSITIONS)
     model = learned(Machine(chance=lambda now: 0.1), [SPEC_8], worth=hard)
-    now, machine = 10.0, Machine(chance=lambda now: 0.9)
+    machine = Machine(chance=lambda now: 0.9)
     while not model.is_relearning:
-        step = machine.step(SPEC_8, 8, 4096, now)
+        step = machine.step(SPEC_8, 2, 1024, now)
         now += step.seconds
         model.observe(step, now)
+    return model, hard, now
+
+
+def test_a_change_of_traffic_drops_the_prior_with_the_evidence():
+    model, _, _ = changed()
+    assert model.acceptance.prior_rounds < 0.2 * PRIOR_ROUNDS
+
+
+@pytest.mark.parametrize("later_s", [0.0, 10.0])
+def test_a_controller_that_has_not_seen_the_traffic_change_brings_nothing_back(later_s):
+    model, hard, now = changed()
+    model.observe(Machine(chance=lambda now: 0.9).step(SPEC_8, 1, 512, now), now + later_s)
+    before = model.tokens(SPEC_8)
     model.adopt(replace(hard, hysteresis=0.06))
-    assert model.tokens(SPEC_8) > 3.0
+    assert model.tokens(SPEC_8) == pytest.approx(before, rel=0.02)
 
 
 def test_the_tpot_limit_leaves_out_plans_that_make_hard_requests_wait():

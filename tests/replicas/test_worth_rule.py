@@ -236,7 +236,7 @@ def test_in_ar_acceptance_is_probed_and_costs_at_most_the_probe_share():
     assert lost_s <= 1.3 * WORTH.probe_share * 60.0  # what rounds scatter is not in the estimate
 
 
-def test_a_probe_is_one_step_and_no_switch():
+def test_a_probe_in_a_large_batch_is_one_step_and_no_switch():
     governor = governor_of()
     steps = simulate(governor, Machine(), 30.0, decoding=250, length=128)
     assert len(probes(steps)) == sum(governor.probes.values()) > 0
@@ -316,6 +316,39 @@ def test_a_probe_of_which_no_step_is_seen_ends():
     assert picked[PROBED_ROUNDS:] == [AR] * len(picked[PROBED_ROUNDS:])
 
 
+@pytest.mark.parametrize("change", ["withdrawn", "more", "pinned"])
+def test_a_probe_does_not_go_on_once_its_plan_or_its_batch_is_another(change):
+    governor = in_ar()
+    now, plan = first_probe(governor, 1, 10.0)
+    governor.observe(Machine(chance=lambda now: 1.0).step(plan, 1, 128, now), now)
+    decoding, worth = 40 if change == "more" else 1, governor.schedule.worth
+    if change == "withdrawn":
+        worth = replace(worth, plans=tuple(p for p in EXACT if p != plan))
+    if change == "pinned":
+        governor.receive(Schedule.pinned(AR, version=1, ttl_s=1e6), now)
+        governor.pick(1, now, 128)
+    governor.receive(Schedule.pinned(AR, worth=worth, version=2, ttl_s=1e6), now)
+    assert governor.pick(decoding, now + 0.001, decoding * 128) == governor.plan != plan
+
+
+def test_prefill_counts_under_a_pin_too():
+    """Tokens and answers do, and without it a pin would leave the impression that there is none."""
+
+    def rows(pinned):
+        governor = governor_of(QUIET, ttl_s=1e6)
+        if pinned:
+            governor.receive(Schedule.pinned(AR, version=1, ttl_s=1e6), 0.0)
+        for step in range(2000):
+            now = 0.01 * step
+            governor.pick(8, now, 4096, running=10)
+            observed = StepObservation(AR, 8, 4096, 0.01, [1] * 8, answers=2)
+            governor.observe(observed, now + 0.01)
+        values = governor.rule.model.values(8, 4096, running=10).by_plan
+        return values[SPEC_32] / values[SPEC_4]
+
+    assert rows(pinned=True) == pytest.approx(rows(pinned=False), rel=1e-3)
+
+
 def test_where_steps_can_be_shared_a_few_of_many_sequences_probe_acceptance():
     governor = in_ar()
     now, plan = first_probe(governor, 64, 10.0, splits=True)
@@ -329,6 +362,18 @@ def test_where_they_cannot_all_probe():
     governor = in_ar()
     first_probe(governor, 64, 10.0)
     assert governor.probed_rows is None
+
+
+def test_speculation_for_the_first_few_of_a_burst_is_not_distrusted():
+    """Many are in prefill and requests queue: what they will make under AR is no measure of now."""
+    governor = governor_of(replace(QUIET, tpot_limit_s=None))
+    machine, now = Machine(), 0.0
+    for _ in range(200):
+        plan = governor.pick(4, now, 4 * 512, waiting=50, running=64)
+        step = machine.step(SPEC_8 if plan == AR else plan, 4, 4 * 512, now)
+        now += step.seconds
+        governor.observe(step, now)
+    assert governor.distrusts == 0
 
 
 def test_a_load_that_has_changed_is_probed_at_once():
