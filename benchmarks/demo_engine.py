@@ -19,7 +19,7 @@ from replicas.torch_engine.model import Model
 
 
 def demo_engine(max_sequences: int) -> tuple[TorchEngine, Checkpoint]:
-    """One thread of this CPU, float32; no text."""
+    """On this CPU, float32, without text; the caller sets the number of threads."""
     checkpoint = load_checkpoint(DEMO_CHECKPOINT)
     limits = EngineLimits(max_sequences=max_sequences)
     model = Model(

@@ -291,8 +291,7 @@ class CostModel:
         if self._detector.update(self._rounds, self._yields.blocks):
             self._alarmed_at = now
             self.acceptance = self.acceptance.forgetting(ALARM_FORGETS)
-        is_alarmed = now < self._alarmed_at + ALARM_LASTS_S
-        half_life_s = ALARM_HALF_LIFE_S if is_alarmed else HALF_LIFE_S
+        half_life_s = ALARM_HALF_LIFE_S if self.is_relearning else HALF_LIFE_S
         self.acceptance = self.acceptance.after(self._rounds, elapsed_s, half_life_s)
         self._yields = self.acceptance.yields()
         self._rounds = {}

@@ -366,7 +366,7 @@ def test_where_they_cannot_all_probe():
 
 def test_speculation_for_the_first_few_of_a_burst_is_not_distrusted():
     """Many are in prefill and requests queue: what they will make under AR is no measure of now."""
-    governor = governor_of(replace(QUIET, tpot_limit_s=None))
+    governor = governor_of(QUIET)
     machine, now = Machine(), 0.0
     for _ in range(200):
         plan = governor.pick(4, now, 4 * 512, waiting=50, running=64)
