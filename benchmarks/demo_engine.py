@@ -18,10 +18,9 @@ from replicas.torch_engine.engine import EngineLimits, TorchEngine, positions_ne
 from replicas.torch_engine.model import Model
 
 
-def demo_engine(max_sequences: int) -> tuple[TorchEngine, Checkpoint]:
-    """On this CPU, float32, without text; the caller sets the number of threads."""
+def demo_model(limits: EngineLimits) -> tuple[Model, Checkpoint]:
+    """On this CPU, float32, for engines within these limits."""
     checkpoint = load_checkpoint(DEMO_CHECKPOINT)
-    limits = EngineLimits(max_sequences=max_sequences)
     model = Model(
         checkpoint.config,
         checkpoint.weights,
@@ -29,6 +28,13 @@ def demo_engine(max_sequences: int) -> tuple[TorchEngine, Checkpoint]:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
+    return model, checkpoint
+
+
+def demo_engine(max_sequences: int) -> tuple[TorchEngine, Checkpoint]:
+    """Without text; the caller sets the number of threads."""
+    limits = EngineLimits(max_sequences=max_sequences)
+    model, checkpoint = demo_model(limits)
     return TorchEngine(model, None, limits), checkpoint
 
 

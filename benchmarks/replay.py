@@ -30,6 +30,7 @@ from benchmarks.common import (
     provenance,
     write_json,
 )
+from benchmarks.demo_engine import demo_model
 from benchmarks.workload import DEMO_CHECKPOINT, Workload, held_out_mix
 from policies.static import Static
 from policies.step_time import Profile
@@ -42,9 +43,7 @@ from replay.trace import Trace
 from replay.traffic import Kinds
 from replay.world import World
 from replicas.profiles import calibrate
-from replicas.torch_engine.checkpoint import load_checkpoint
-from replicas.torch_engine.engine import EngineLimits, TorchEngine, positions_needed
-from replicas.torch_engine.model import Model
+from replicas.torch_engine.engine import EngineLimits, TorchEngine
 
 DRAFTING = tuple(Plan(Mode.SELF_SPECULATION, length) for length in BLOCK_LENGTHS)
 PLANS = (AR, *DRAFTING)
@@ -109,16 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
     levels, prompts, seconds, budget_s = (
         ((1, 8), 24, 3.0, 20.0) if args.quick else ((1, 4, 16), 48, 12.0, 90.0)
     )
-    checkpoint = load_checkpoint(DEMO_CHECKPOINT)
-    workload = held_out_mix(checkpoint, prompts, max_tokens=MAX_TOKENS)
     limits = EngineLimits()
-    model = Model(
-        checkpoint.config,
-        checkpoint.weights,
-        max_positions=positions_needed(limits),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    model, checkpoint = demo_model(limits)
+    workload = held_out_mix(checkpoint, prompts, max_tokens=MAX_TOKENS)
 
     def engine() -> TorchEngine:
         return TorchEngine(model, None, limits, clock=time.thread_time)
