@@ -170,9 +170,9 @@ class CostModel:
         return self._revised_at < self._alarmed_at + ALARM_LASTS_S
 
     def timed(self, plan: Plan, sequences: float) -> tuple[float, float]:
-        """Step times that the plan's correction at about this batch size rests on, and when the
-        last of them was taken."""
-        return self._timings.known(plan, sequences, self._revised_at)
+        """Step times that the plan's correction at about this batch size rested on when the last of
+        them was taken, and when that was."""
+        return self._timings.known(plan, sequences)
 
     # -- predicting -----------------------------------------------------------------------------
 

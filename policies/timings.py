@@ -106,11 +106,11 @@ class Timings:
             self._calm[case] = timing
         self._new.add(plan)
 
-    def known(self, plan: Plan, sequences: float, now: float) -> tuple[float, float]:
-        """Steps that the plan's correction at about this batch size rests on, and when the last of
-        them ran."""
+    def known(self, plan: Plan, sequences: float) -> tuple[float, float]:
+        """Steps that the plan's correction at about this batch size rested on when the last of them
+        ran, and when that was."""
         timing = self._by_plan.get(plan, {}).get(batch_bucket(sequences))
-        return (0.0, -math.inf) if timing is None else (timing.at(now), timing.last_at)
+        return (0.0, -math.inf) if timing is None else (timing.steps, timing.last_at)
 
     def learn(self, profiled: ProfiledSteps, now: float) -> None:
         """Brings the corrections of plans up to date that ran since."""

@@ -30,7 +30,7 @@ costs next to nothing: one round says little, and in a batch of one a step is on
 GOES_ON = 0.8  # of the yield at which probing costs nothing
 SPLIT_ROWS = 4  # that probe acceptance, out of more than `PROBED_ROUNDS`
 UNPROVEN = 1.0  # how much more a plan may be worth that was never timed at this load
-AGEING_PER_S = 0.002  # by which a timing is doubted more as it gets old
+AGEING_PER_S = 0.001  # by which a timing is doubted more as it gets old
 MOST_AGEING = 0.3
 MOST_DOUBT = 1.0 + UNPROVEN + MOST_AGEING
 
@@ -195,7 +195,7 @@ class Prober:
             return None
         long_enough = [p for p in drafting if p.block_length >= ACCEPTANCE_LENGTH]
         if long_enough:
-            plan = min(long_enough, key=lambda p: p.block_length)
+            plan = max(long_enough, key=moment.values.by_plan.__getitem__)
         else:
             plan = max(drafting, key=lambda p: p.block_length)
         is_split = moment.splits and moment.current == AR and moment.decoding > PROBED_ROUNDS
@@ -204,7 +204,8 @@ class Prober:
         return _Wanted(Probe(plan, rows), reserve_s, steps, is_sample=True)
 
     def _doubt(self, plan: Plan, decoding: int, now: float) -> float:
-        """Factor by which a plan may be worth more than predicted."""
+        """Factor by which a plan may be worth more than predicted: timed once it is no longer
+        unproven, only dated."""
         steps, last_at = self.model.timed(plan, decoding)
         ageing = min(MOST_AGEING, AGEING_PER_S * (now - last_at))
         return 1.0 + UNPROVEN / (1.0 + 4.0 * steps) + ageing
@@ -218,7 +219,7 @@ class Prober:
             cost_s = max(cost_s, LEAST_COST * self._step_s(wanted.probe, moment))
         # On a slow machine a probe may cost more than can be saved up: it is paid off afterwards.
         left_s = self._savings_s - wanted.reserve_s
-        if min(cost_s, SAVINGS_S - wanted.reserve_s) > left_s:
+        if cost_s > 0.0 and min(cost_s, SAVINGS_S - wanted.reserve_s) > left_s:
             return False
         self._savings_s -= max(0.0, cost_s)
         return True

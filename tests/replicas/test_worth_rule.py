@@ -4,7 +4,6 @@ Run with: pytest tests/replicas/test_worth_rule.py
 """
 
 from collections import Counter
-from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,7 +13,6 @@ from policies.acceptance import POSITIONS
 from policies.cost_model import StepObservation
 from policies.vocabulary import AR, SAFE_PLAN, Mode, Schedule
 from replicas.governor import Governor, PickReason
-from replicas.probing import PAID_ROUNDS, PROBED_ROUNDS, SPLIT_ROWS
 from replicas.worth_rule import NEGLIGIBLE, RENT, STEADY_LOSS_S
 from tests.policies.synthetic import (
     EXACT,
@@ -27,7 +25,6 @@ from tests.policies.synthetic import (
     WORTH,
     Machine,
     governor_of,
-    share,
     simulate,
 )
 
@@ -216,119 +213,7 @@ def test_diffusion_is_used_only_where_the_worth_names_it():
     assert all(step.picked.mode is not Mode.DIFFUSION for step in steps)
 
 
-# -- probing ----------------------------------------------------------------------------------
-
-
-def probes(steps):
-    return [step for step in steps if step.picked != step.stayed]
-
-
-def test_in_ar_acceptance_is_probed_and_costs_at_most_the_probe_share():
-    governor = governor_of()
-    steps = simulate(governor, Machine(), 60.0, decoding=250, length=128)
-    assert share(steps, AR) > 0.95
-    drafts = [s for s in probes(steps) if s.picked.mode is Mode.SELF_SPECULATION]
-    assert len(drafts) >= 4  # 250 rounds each: it goes on learning
-    machine, lost_s = Machine(), 0.0
-    for step in drafts:
-        ar = machine.throughput(AR, 250, 250 * 128, 0.8)
-        lost_s += step.seconds - step.tokens / ar
-    assert lost_s <= 1.3 * WORTH.probe_share * 60.0  # what rounds scatter is not in the estimate
-
-
-def test_a_probe_in_a_large_batch_is_one_step_and_no_switch():
-    governor = governor_of()
-    steps = simulate(governor, Machine(), 30.0, decoding=250, length=128)
-    assert len(probes(steps)) == sum(governor.probes.values()) > 0
-    for before, after in pairwise(steps):
-        assert before.picked == before.stayed or after.picked == after.stayed
-    changes = sum(before.stayed != after.stayed for before, after in pairwise(steps))
-    assert governor.switches == changes + (steps[0].stayed != AR)
-
-
-def test_a_machine_whose_steps_take_a_second_is_probed_too():
-    curve = replace(H100.curve, weights_s=1.0, position_s=0.004)
-    slow = replace(WORTH, profile=replace(H100, curve=curve), chances=(0.1,) * POSITIONS)
-    machine = Machine(slow.profile, chance=lambda now: 0.1)
-    steps = simulate(governor_of(slow), machine, 1800.0, decoding=64, length=64)
-    lost_s = sum(
-        s.seconds - s.tokens / machine.throughput(AR, 64, 4096, 0.1) for s in probes(steps)
-    )
-    assert len(probes(steps)) >= 2
-    assert lost_s <= 1.3 * WORTH.probe_share * 1800.0
-
-
-def test_without_a_probe_share_nothing_is_probed():
-    governor = governor_of(QUIET)
-    assert not probes(simulate(governor, Machine(), 30.0, decoding=250, length=128))
-    assert governor.probes == {}
-
-
-def test_speculation_is_found_again_after_hard_traffic_has_driven_it_out():
-    """Without probes a learner is absorbed in AR: there nothing says what drafts would yield."""
-    machine = Machine(chance=lambda now: 0.15 if now < 30.0 else 0.9)
-    governor = governor_of()
-    hard = simulate(governor, machine, 30.0, decoding=32)
-    assert hard[-1].stayed == AR
-    easy = simulate(governor, machine, 20.0, decoding=32, now=30.0)
-    back = next(step.at for step in easy if step.stayed.mode is Mode.SELF_SPECULATION)
-    assert back - 30.0 < 10.0
-
-
-def first_probe(governor, decoding, now, **fields):
-    """When it next probes, at picks of a millisecond, and the plan."""
-    for _ in range(10_000):
-        now += 0.001
-        plan = governor.pick(decoding, now, decoding * 128, **fields)
-        if plan != governor.plan:
-            return now, plan
-        step = StepObservation(plan, decoding, decoding * 128, 0.001, [1] * decoding)
-        governor.observe(step, now)
-    raise AssertionError("it never probed")
-
-
-def in_ar():
-    """A governor that AR is best for, whatever the load."""
-    return governor_of(replace(WORTH, chances=(0.1,) * POSITIONS), ttl_s=1e6)
-
-
-def sampled(governor, chance):
-    """Steps that a probe of acceptance takes in a batch of one."""
-    now, plan = first_probe(governor, 1, 10.0)
-    machine, steps = Machine(chance=lambda now: chance), 0
-    while plan != governor.plan:
-        step = machine.step(plan, 1, 128, now)
-        steps, now = steps + 1, now + step.seconds
-        governor.observe(step, now)
-        plan = governor.pick(1, now, 128)
-    return steps
-
-
-def test_in_a_batch_of_one_a_probe_goes_on_only_while_it_pays():
-    assert sampled(in_ar(), chance=0.0) == PAID_ROUNDS
-    assert sampled(in_ar(), chance=1.0) == PROBED_ROUNDS
-
-
-def test_a_probe_of_which_no_step_is_seen_ends():
-    governor = in_ar()
-    now, _ = first_probe(governor, 1, 10.0)
-    picked = [governor.pick(1, now + 0.001 * n, 128) for n in range(1, 20)]
-    assert picked[PROBED_ROUNDS:] == [AR] * len(picked[PROBED_ROUNDS:])
-
-
-@pytest.mark.parametrize("change", ["withdrawn", "more", "pinned"])
-def test_a_probe_does_not_go_on_once_its_plan_or_its_batch_is_another(change):
-    governor = in_ar()
-    now, plan = first_probe(governor, 1, 10.0)
-    governor.observe(Machine(chance=lambda now: 1.0).step(plan, 1, 128, now), now)
-    decoding, worth = 40 if change == "more" else 1, governor.schedule.worth
-    if change == "withdrawn":
-        worth = replace(worth, plans=tuple(p for p in EXACT if p != plan))
-    if change == "pinned":
-        governor.receive(Schedule.pinned(AR, version=1, ttl_s=1e6), now)
-        governor.pick(1, now, 128)
-    governor.receive(Schedule.pinned(AR, worth=worth, version=2, ttl_s=1e6), now)
-    assert governor.pick(decoding, now + 0.001, decoding * 128) == governor.plan != plan
+# -- what is counted -------------------------------------------------------------------------
 
 
 def test_prefill_counts_under_a_pin_too():
@@ -349,21 +234,6 @@ def test_prefill_counts_under_a_pin_too():
     assert rows(pinned=True) == pytest.approx(rows(pinned=False), rel=1e-3)
 
 
-def test_where_steps_can_be_shared_a_few_of_many_sequences_probe_acceptance():
-    governor = in_ar()
-    now, plan = first_probe(governor, 64, 10.0, splits=True)
-    assert (plan, governor.probed_rows) == (SPEC_8, SPLIT_ROWS)
-    governor.observe(Machine(chance=lambda now: 0.1).step(plan, 4, 512, now), now)
-    governor.pick(64, 20.0, 64 * 128, splits=True)
-    assert governor.probed_rows is None
-
-
-def test_where_they_cannot_all_probe():
-    governor = in_ar()
-    first_probe(governor, 64, 10.0)
-    assert governor.probed_rows is None
-
-
 def test_speculation_for_the_first_few_of_a_burst_is_not_distrusted():
     """Many are in prefill and requests queue: what they will make under AR is no measure of now."""
     governor = governor_of(QUIET)
@@ -374,15 +244,6 @@ def test_speculation_for_the_first_few_of_a_burst_is_not_distrusted():
         now += step.seconds
         governor.observe(step, now)
     assert governor.distrusts == 0
-
-
-def test_a_load_that_has_changed_is_probed_at_once():
-    governor = in_ar()
-    now, plan = first_probe(governor, 64, 10.0)
-    governor.observe(Machine(chance=lambda now: 0.1).step(plan, 64, 64 * 128, now), now)
-    same, _ = first_probe(deepcopy(governor), 64, now)
-    other, _ = first_probe(governor, 8, now)
-    assert other - now < 0.2 < 0.9 < same - now
 
 
 # -- dwell ------------------------------------------------------------------------------------
