@@ -16,6 +16,7 @@ import numpy as np
 
 from policies.acceptance import HALF_LIFE_S, PRIOR_ROUNDS, Acceptance, Yields
 from policies.change_detector import ChangeDetector
+from policies.observation import StepObservation
 from policies.occupancy import Occupancy
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
 from policies.timings import Correction, Timings
@@ -30,41 +31,6 @@ OUTDATED_S = 15.0  # after an alarm: a controller may send what it knew before
 ALARM_FORGETS = 0.9
 """Share of the evidence dropped when the traffic has changed, and how fast what follows counts."""
 DIFFUSION_ROUNDS = 50.0  # rows in steps of diffusion after which half of a new ratio is believed
-
-
-class StepObservation(NamedTuple):
-    """One decoding step of one plan, or several alike.
-
-    `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
-    `is_alone`: no second plan ran in the step, so that `seconds` are the plan's own but for
-    `prompt_tokens`, which were prefilled on the way. `answers` ended with it. A simulation tells
-    `steps` equal ones at once: `seconds` is then their sum, and `counts[g]` the rows that kept g
-    tokens, in place of `yields`.
-    (A tuple, for one is made at every step, and a frozen dataclass takes four times as long.)
-    """
-
-    plan: Plan
-    sequences: int
-    context_tokens: int
-    seconds: float
-    yields: Sequence[int]
-    is_alone: bool = True
-    prompt_tokens: int = 0
-    steps: int = 1
-    counts: Sequence[int] = ()
-    answers: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Over all steps."""
-        return sum(self.counts) if self.counts else len(self.yields)
-
-    @property
-    def tokens(self) -> int:
-        """Kept, over all rows and steps."""
-        if self.counts:
-            return sum(kept * rows for kept, rows in enumerate(self.counts))
-        return sum(self.yields)
 
 
 class Values(NamedTuple):

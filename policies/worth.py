@@ -28,7 +28,8 @@ class Worth:
         tpot_limit_s: a plan in which a request of low acceptance takes longer per token is not
             used while another keeps to it; None for no limit.
         hysteresis: share by which another plan must be worth more before it is taken.
-        probe_share: share of the time that may go into trying other plans; 0 tries none.
+        probe_share: share of the time that may go into trying other plans, and up to four times as
+            much where acceptance could multiply what AR yields; 0 tries none.
         learns: whether the governor corrects the prediction by what it measures.
     """
 

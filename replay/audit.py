@@ -10,7 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import Plan
 from replay.oracle import values
 from replay.replica import Chooser, Replica

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import Plan, Schedule
 from replay.replica import Replica
 from replicas.governor import Governor

@@ -7,7 +7,7 @@ of the gap to it nobody can close, since nobody knows lengths.
 
 from __future__ import annotations
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import AR, Plan
 from replay.replica import Replica
 

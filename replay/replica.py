@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import Mode, Plan
 from replay.batch import Batch, Draw, Request
 from replay.counters import Counters

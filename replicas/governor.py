@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import SAFE_PLAN, Plan, Schedule
 from replicas.probing import Moment
 from replicas.worth_rule import WorthRule
@@ -122,8 +122,10 @@ class Governor:
         with decoding ones. `splits`: a step can run two plans, so a probe may be of `probed_rows`.
         """
         self.probed_rows = None
-        if self._rule is not None and running is not None:  # pinned or not
-            self._rule.model.observe_prefill(running - decoding)
+        if self._rule is not None:  # pinned or not
+            self._rule.prober.save(now)
+            if running is not None:
+                self._rule.model.observe_prefill(running - decoding)
         if now - self.received_at > self.schedule.ttl_s:
             self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
         elif self._rule is not None and self.schedule.worth is not None:

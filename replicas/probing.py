@@ -11,12 +11,17 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from policies.cost_model import CostModel, StepObservation, Values
+from policies.cost_model import CostModel, Values
+from policies.observation import StepObservation
 from policies.vocabulary import AR, Mode, Plan
 
 LOOK_GAP_S = 0.05  # between two looks for something to probe
+MOST_PROMISE = 4.0
+"""Times the savings that a sample of acceptance may cost, where it could multiply what AR yields.
+With many sequences there is but a fraction to gain."""
 LEAST_COST = 0.25  # share of a probe's time that it costs at least, if it is a guess
 SAVINGS_S = 0.1  # probing time that can be saved up
+LONGEST_GAP_S = 1.0  # of the time between two picks counts: an engine may have been idle
 RESERVE_S = 0.05  # of it kept for urgent ones
 FOLLOW_UP_S = 0.04  # and kept for when the traffic seems to have changed
 ACCEPTANCE_AGE_S = 1.0  # without a draft for so long, acceptance is to be probed
@@ -97,6 +102,7 @@ class Prober:
     model: CostModel
     counts: dict[Plan, int] = field(default_factory=dict)
     _savings_s: float = SAVINGS_S
+    _saved_at: float = math.inf
     _looked_at: float = -math.inf
     _drafted_at: float = -math.inf
     _drafted_of: int = 0
@@ -105,8 +111,10 @@ class Prober:
     _is_probing: bool = False
     _sample: _Sample | None = None
 
-    def save(self, seconds: float) -> None:
-        """So much time has gone by, a share of which may be spent."""
+    def save(self, now: float) -> None:
+        """Time has gone by, pinned or not, a share of which may be spent."""
+        seconds = min(LONGEST_GAP_S, max(0.0, now - self._saved_at))
+        self._saved_at = now
         self._savings_s = min(SAVINGS_S, self._savings_s + self.model.worth.probe_share * seconds)
 
     def stop(self) -> None:
@@ -215,6 +223,8 @@ class Prober:
     def _pays(self, wanted: _Wanted, moment: Moment) -> bool:
         """Takes what a probe costs out of the savings, if they allow it."""
         cost_s = wanted.steps * self._cost_s(wanted.probe, moment)
+        if wanted.is_sample and cost_s > 0.0:
+            cost_s /= self._promise(wanted.probe.plan, moment)
         if wanted.is_guess:
             cost_s = max(cost_s, LEAST_COST * self._step_s(wanted.probe, moment))
         # On a slow machine a probe may cost more than can be saved up: it is paid off afterwards.
@@ -223,6 +233,13 @@ class Prober:
             return False
         self._savings_s -= max(0.0, cost_s)
         return True
+
+    def _promise(self, plan: Plan, moment: Moment) -> float:
+        """What could be gained if every draft were accepted: for less, less is spent."""
+        values = moment.values.by_plan
+        most = values[plan] * plan.block_length / self.model.tokens(plan)
+        gain = most / values.get(moment.current, most) - 1.0
+        return max(1.0, min(MOST_PROMISE, gain))
 
     def _cost_s(self, probe: Probe, moment: Moment) -> float:
         """Time that a step of it wastes. Diffusion is in for a whole block."""

@@ -18,10 +18,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from policies.cost_model import CostModel, StepObservation, Values
+from policies.cost_model import CostModel, Values
+from policies.observation import StepObservation
 from policies.vocabulary import AR, Plan
 from policies.worth import Worth
-from replicas.probing import Moment, Probe, Prober
+from replicas.probing import LONGEST_GAP_S, Moment, Probe, Prober
 
 LEAVING_AR = 1.5
 """Times the hysteresis to leave AR: right after it the batch holds more easy requests than it will
@@ -39,7 +40,6 @@ NEGLIGIBLE = 0.3  # of the hysteresis: plans that lie nearer together are worth 
 STEADY_LOSS_S = 0.1
 """Time lost against one plan, what is negligible not counted, after which it is taken however small
 the gain: hysteresis protects against gains that come and go, not against one that stays."""
-LONGEST_GAP_S = 1.0  # of the time between two picks counts: an engine may have been idle
 DISTRUST_BELOW = 0.7  # of the predicted throughput
 DISTRUST_BELOW_AR = 0.9  # of AR's: estimates may have followed the collapse and still be waiting
 DISTRUST_STEPS = 16
@@ -93,7 +93,6 @@ class WorthRule:
         since_s = min(LONGEST_GAP_S, max(0.0, now - picked_at))
         self._picked_at, self._is_queueing = now, waiting > 0
         self.predicted = values.by_plan
-        self.prober.save(since_s)
         if self.is_distrusting(now):
             return AR
         is_new, self._is_new = self._is_new, False

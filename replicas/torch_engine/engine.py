@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.step_time import Profile
 from policies.vocabulary import SAFE_PLAN, Plan, Schedule
 from replicas.admission import check_request

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from policies.acceptance import POSITIONS
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.step_time import Profile, shipped_profile
 from policies.vocabulary import AR, Mode, Plan, Schedule, all_plans
 from policies.worth import Worth

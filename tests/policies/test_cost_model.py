@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.acceptance import POSITIONS, PRIOR_ROUNDS
-from policies.cost_model import REFRESH_S, CostModel, StepObservation
+from policies.cost_model import REFRESH_S, CostModel
+from policies.observation import StepObservation
 from policies.vocabulary import AR, all_plans
 from policies.worth import Worth
 from tests.policies.synthetic import (

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from policies.cost_model import CostModel, StepObservation
+from policies.cost_model import CostModel
 from policies.machine_speed import MachineSpeed
+from policies.observation import StepObservation
 from policies.step_time import shipped_profile
 from policies.vocabulary import AR, Mode, Plan
 from policies.worth import Worth

@@ -10,10 +10,10 @@ from itertools import pairwise
 import pytest
 
 from policies.acceptance import POSITIONS
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import AR, Mode, Schedule
 from policies.worth import Worth
-from replicas.probing import PAID_ROUNDS, PROBED_ROUNDS, SPLIT_ROWS
+from replicas.probing import MOST_PROMISE, PAID_ROUNDS, PROBED_ROUNDS, SPLIT_ROWS
 from tests.policies.synthetic import (
     EXACT,
     H100,
@@ -205,3 +205,42 @@ def test_a_plan_that_was_timed_and_is_far_behind_is_not_timed_again_after_a_whil
         simulate(governor, machine, 2.0, decoding=2, now=64.0 * minute)
     assert governor.predicted[SPEC_4] < 0.7 * max(governor.predicted.values())
     assert governor.probes[SPEC_4] == 1
+
+
+def spent(decoding):
+    """Share of the time that probes cost, of a governor that hard prompts keep in AR, once it has
+    spent what it had saved."""
+    worth = replace(WORTH, chances=(0.1,) * POSITIONS, probe_share=0.0005)
+    machine, governor = Machine(chance=lambda now: 0.1), governor_of(worth, ttl_s=1e6)
+    simulate(governor, machine, 120.0, decoding=decoding, length=128)
+    steps = simulate(governor, machine, 240.0, decoding=decoding, length=128, now=120.0)
+    assert {step.stayed for step in steps} == {AR}
+    in_ar = machine.throughput(AR, decoding, decoding * 128, 0.1)
+    lost_s = sum(step.seconds - step.tokens / in_ar for step in probes(steps))
+    return lost_s / 240.0 / worth.probe_share
+
+
+def test_where_a_sample_of_acceptance_could_gain_much_more_is_spent_on_it():
+    """With one client speculation may make three times as many tokens, with many hardly more."""
+    assert 1.5 < spent(decoding=1) < 1.3 * MOST_PROMISE
+    assert spent(decoding=200) < 1.3
+
+
+def waited_after_a_pin(picks):
+    """Until the first probe after a minute of a pin, of a governor that had spent its savings."""
+    governor, machine, now = in_ar(), Machine(chance=lambda now: 0.1), 10.0
+    while now < 14.0:
+        now, plan = first_probe(governor, 1, now)
+        while plan != governor.plan:
+            governor.observe(machine.step(plan, 1, 128, now), now)
+            plan = governor.pick(1, now, 128)
+    worth, later = governor.schedule.worth, now + 60.0
+    governor.receive(Schedule.pinned(AR, version=1, ttl_s=1e6), now)
+    for pick in range(picks):
+        governor.pick(1, now + pick, 128)
+    governor.receive(Schedule.pinned(AR, worth=worth, version=2, ttl_s=1e6), later)
+    return first_probe(governor, 1, later)[0] - later
+
+
+def test_time_under_a_pin_is_saved_for_probes_too():
+    assert waited_after_a_pin(picks=60) < 0.5 * waited_after_a_pin(picks=1)

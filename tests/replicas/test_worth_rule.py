@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from policies.acceptance import POSITIONS
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import AR, SAFE_PLAN, Mode, Schedule
 from replicas.governor import Governor, PickReason
 from replicas.worth_rule import NEGLIGIBLE, RENT, STEADY_LOSS_S

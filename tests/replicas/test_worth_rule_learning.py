@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import AR, Mode, all_plans
 from replicas.governor import PickReason
 from tests.policies.synthetic import (

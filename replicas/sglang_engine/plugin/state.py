@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import SAFE_PLAN, Plan, Schedule
 from replicas.governor import Governor
 from replicas.sglang_engine.plugin.control import ScheduleFile

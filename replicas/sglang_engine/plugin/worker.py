@@ -18,7 +18,7 @@ from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import AR, SAFE_PLAN, Mode, Plan
 from replicas.sglang_engine.plugin import graphs
 from replicas.sglang_engine.plugin.control import Reporter, ScheduleFile, control_directory

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from policies.cost_model import StepObservation
+from policies.observation import StepObservation
 from policies.vocabulary import AR, Mode, Plan, Quality, Schedule
 from replicas.sglang_engine.plugin.compatibility import (
     IncompatibleSGLang,
