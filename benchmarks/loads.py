@@ -3,14 +3,15 @@
     python -m benchmarks.loads [--quick] [--json FILE]
 
 Without Serve, HTTP and clients on the same cores there is less noise than in `benchmarks.adaptive`,
-and what is left is the governor's. Two parts, in both of which all arms take turns, in another
-order each round, over the same requests:
+and what is left is the governor's. Every arm is an engine of its own over the same weights, whose
+clock stands still while others run. So arms take turns within every load, a second or two each, and
+a machine that is faster or slower for a while is so for all of them. Two parts, over the same
+requests:
 
-    steady   every number of clients with every kind of prompts, a window each
+    steady   every number of clients with every kind of prompts: a window, after settling
     moving   the same loads one after the other, 1.5 s each, in an order that was drawn
 
-The governor sees the steps of pinned arms, too, as on any replica that somebody pins: in the steady
-part it has mostly met a load before its turn comes, in the moving one it meets each anew.
+The adaptive engine is never pinned and meets each load anew.
 
 A clairvoyant would be in the best fixed plan of every load: no policy can gain more on these loads
 but by luck.
@@ -20,9 +21,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -30,7 +30,6 @@ import torch
 from rich.table import Table
 
 from benchmarks.adaptive_analysis import ADAPTIVE, arms_in_turn
-from benchmarks.adaptive_load import MAX_TOKENS, pools
 from benchmarks.adaptive_scenarios import LEVELS, MOST, Phase, everything
 from benchmarks.common import (
     Bar,
@@ -41,13 +40,10 @@ from benchmarks.common import (
     provenance,
     write_json,
 )
-from benchmarks.demo_engine import adaptive_schedule, demo_engine
-from benchmarks.workload import chat_tokens
+from benchmarks.demo_engine import adaptive_schedule, demo_model
+from benchmarks.loads_arms import Arm, arms_of
 from orchestrator.app_config import AppConfig
-from policies.vocabulary import Plan, Schedule
-from replicas.engine import Request, SamplingParams
-from replicas.torch_engine.checkpoint import Checkpoint
-from replicas.torch_engine.engine import TorchEngine
+from replicas.torch_engine.engine import EngineLimits, TorchEngine
 
 KINDS = ("mixed", "easy", "hard")
 STEADY_BAR, MIXED_BAR = 0.98, 1.10
@@ -70,111 +66,58 @@ class Settings:
 
 
 @dataclass(slots=True)
-class Clients:
-    """As many as `level` requests in an engine, each replaced when it ends. Those that run when the
-    level falls are left to end."""
-
-    engine: TorchEngine
-    pools: Mapping[str, Sequence[tuple[tuple[int, ...], SamplingParams]]]
-    level: int = 0
-    kind: str = KINDS[0]
-    _running: int = 0
-    _next: int = 0
-    _named: int = 0
-
-    def set(self, level: int, kind: str) -> None:
-        self.level, self.kind = level, kind
-
-    def restart(self) -> None:
-        """The next requests are the first ones of their pools, so that arms are asked alike."""
-        self._next = 0
-
-    def run(self, seconds: float) -> float:
-        """Tokens/s over so long."""
-        began, tokens = time.perf_counter(), 0
-        while (took := time.perf_counter() - began) < seconds:
-            tokens += self._step()
-        return tokens / took
-
-    def drain(self) -> None:
-        self.level = 0
-        while self._running:
-            self._step()
-
-    def _step(self) -> int:
-        while self._running < self.level:
-            pool = self.pools[self.kind]
-            prompt, sampling = pool[self._next % len(pool)]
-            self.engine.submit(Request(str(self._named), prompt, sampling))
-            self._next, self._named, self._running = (
-                self._next + 1,
-                self._named + 1,
-                self._running + 1,
-            )
-        deltas = self.engine.step()
-        self._running -= sum(delta.finish_reason is not None for delta in deltas)
-        return sum(len(delta.token_ids) for delta in deltas)
-
-
-@dataclass(slots=True)
 class Bench:
-    """An engine that is pinned for fixed arms and left to its governor for the adaptive one."""
+    """Takes the windows of all arms."""
 
-    engine: TorchEngine
-    clients: Clients
-    adaptive: Schedule
+    arms: list[Arm]
     settings: Settings
     log: Callable[[str], None]
     steady: Rates = field(default_factory=dict)
     moving: Rates = field(default_factory=dict)
-    _version: int = 1
-
-    @property
-    def arms(self) -> list[str]:
-        assert self.adaptive.worth is not None
-        return [*map(str, self.adaptive.worth.plans), ADAPTIVE]
 
     def run(self) -> None:
-        self._follow(ADAPTIVE)
-        for level in (1, MOST):
-            self.clients.set(level, KINDS[0])
-            self.clients.run(self.settings.window_s)
-        self.clients.drain()
+        for arm in self.arms:
+            for level in (1, MOST):
+                arm.set(level, KINDS[0])
+                arm.run(self.settings.window_s)
+            arm.drain()
         for number in range(self.settings.rounds):
-            for level, kind in product(self.settings.levels, KINDS):
-                self._steady(level, kind, number)
-            self.clients.drain()
+            self._steady(number)
             self._moving(number)
             self.log(f"round {number + 1} of {self.settings.rounds} done")
 
-    def _steady(self, level: int, kind: str, number: int) -> None:
-        for arm in arms_in_turn(self.arms, number):
-            self._follow(arm)
-            self.clients.set(level, kind)
-            self.clients.run(self.settings.settle_s)
-            self.clients.restart()
-            rate = self.clients.run(self.settings.window_s)
-            self.steady.setdefault((level, kind), {}).setdefault(arm, []).append(rate)
+    def _steady(self, number: int) -> None:
+        for turn, load in enumerate(product(self.settings.levels, KINDS), number):
+            for arm in self._in_turn(turn):
+                arm.set(*load)
+                arm.run(self.settings.settle_s)
+                arm.restart()
+                rate = arm.run(self.settings.window_s)
+                self.steady.setdefault(load, {}).setdefault(arm.name, []).append(rate)
+        self._drain()
 
     def _moving(self, number: int) -> None:
-        phases = [p for p in self._phases() if p.begin in self.settings.levels]
-        for arm in arms_in_turn(self.arms, number):
-            self._follow(arm)
-            self.clients.restart()
-            for phase in phases:
-                self.clients.set(phase.begin, phase.traffic)
-                rate = self.clients.run(phase.seconds)
-                load = self.moving.setdefault((phase.begin, phase.traffic), {})
-                load.setdefault(arm, []).append(rate)
-            self.clients.drain()
+        for arm in self.arms:
+            arm.restart()
+        for turn, phase in enumerate(self._phases(), number):
+            load = phase.begin, phase.traffic
+            for arm in self._in_turn(turn):
+                arm.set(*load)
+                rate = arm.run(phase.seconds)
+                self.moving.setdefault(load, {}).setdefault(arm.name, []).append(rate)
+        self._drain()
 
-    def _phases(self) -> tuple[Phase, ...]:
-        return everything(self.settings.phase_s * len(LEVELS) * len(KINDS))
+    def _in_turn(self, turn: int) -> list[Arm]:
+        by_name = {arm.name: arm for arm in self.arms}
+        return [by_name[name] for name in arms_in_turn(list(by_name), turn)]
 
-    def _follow(self, arm: str) -> None:
-        self._version += 1
-        pinned = Schedule.pinned(Plan.parse(arm)) if arm != ADAPTIVE else self.adaptive
-        self.engine.set_schedule(replace(pinned, ttl_s=self.adaptive.ttl_s, version=self._version))
+    def _phases(self) -> list[Phase]:
+        phases = everything(self.settings.phase_s * len(LEVELS) * len(KINDS))
+        return [phase for phase in phases if phase.begin in self.settings.levels]
+
+    def _drain(self) -> None:
+        for arm in self.arms:
+            arm.drain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +129,8 @@ class Summary:
     clairvoyant: float
     """These two over the best single fixed plan."""
     best: str
+    by_round: Sequence[float] = ()
+    """Adaptive over that plan, both summed over the loads of a round."""
 
     @classmethod
     def of(cls, rates: Rates) -> Summary:
@@ -197,26 +142,20 @@ class Summary:
         most = {load: max(found[arm] for arm in fixed) for load, found in medians.items()}
         totals = {arm: sum(found[arm] for found in medians.values()) for arm in (*fixed, ADAPTIVE)}
         best = max(fixed, key=totals.__getitem__)
+        sums = {arm: _sums([found[arm] for found in rates.values()]) for arm in (best, ADAPTIVE)}
         return cls(
             {load: found[ADAPTIVE] / most[load] for load, found in medians.items()},
             totals[ADAPTIVE] / totals[best],
             sum(most.values()) / totals[best],
             best,
+            [found / base for found, base in zip(sums[ADAPTIVE], sums[best], strict=True)],
         )
 
 
-def pooled(checkpoint: Checkpoint) -> dict[str, list[tuple[tuple[int, ...], SamplingParams]]]:
-    """The requests of `benchmarks.adaptive`, as tokens."""
-    return {
-        kind: [
-            (
-                tuple(chat_tokens(checkpoint, ask.prompt)),
-                SamplingParams(max_tokens=MAX_TOKENS, temperature=ask.temperature, seed=ask.seed),
-            )
-            for ask in asks
-        ]
-        for kind, asks in pools().items()
-    }
+def _sums(by_load: Sequence[Sequence[float]]) -> list[float]:
+    """Over all loads, by round."""
+    rounds = min(len(seen) for seen in by_load)
+    return [sum(seen[number] for seen in by_load) for number in range(rounds)]
 
 
 def bars_of(steady: Summary, moving: Summary) -> list[Bar]:
@@ -251,11 +190,12 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     console, facts = make_console(), provenance(torch.device("cpu"))
     print_provenance(console, facts)
-    engine, checkpoint = demo_engine(MOST)
-    schedule = adaptive_schedule(engine, AppConfig.model_validate({}))
+    model, checkpoint = demo_model(EngineLimits(max_sequences=MOST))
+    idle = TorchEngine(model, None, EngineLimits(max_sequences=MOST))
+    schedule = adaptive_schedule(idle, AppConfig.model_validate({}))
     if schedule is None:
         raise SystemExit("there is no step-time profile of this machine; run trimode calibrate")
-    bench = Bench(engine, Clients(engine, pooled(checkpoint)), schedule, settings, console.log)
+    bench = Bench(arms_of(model, checkpoint, schedule), settings, console.log)
     bench.run()
     parts = {"steady": bench.steady, "moving": bench.moving}
     summaries = {name: Summary.of(rates) for name, rates in parts.items()}
@@ -263,7 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(table_of(f"{name}, tokens/s", rates, summaries[name]))
         found = summaries[name]
         console.print(
-            f"{name}: adaptive {found.adaptive:.3f} of {found.best} in every load, "
+            f"{name}: adaptive {found.adaptive:.3f} of {found.best} in every load "
+            f"({min(found.by_round):.3f} to {max(found.by_round):.3f} by round), "
             f"a clairvoyant {found.clairvoyant:.3f}"
         )
     bars = bars_of(**summaries)
@@ -282,6 +223,7 @@ def _figures(rates: Rates, summary: Summary) -> dict[str, Any]:
         "adaptive_to_best_fixed": {f"{n} {kind}": r for (n, kind), r in summary.to_best.items()},
         "best_single_fixed": summary.best,
         "adaptive_to_best_single": summary.adaptive,
+        "adaptive_to_best_single_by_round": list(summary.by_round),
         "clairvoyant_to_best_single": summary.clairvoyant,
     }
 

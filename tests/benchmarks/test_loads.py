@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from benchmarks import loads
 from benchmarks.adaptive_analysis import ADAPTIVE
-from benchmarks.demo_engine import adaptive_schedule, demo_engine
+from benchmarks.demo_engine import adaptive_schedule, demo_engine, demo_model
+from benchmarks.loads_arms import Stopwatch, arms_of
 from orchestrator.app_config import AppConfig
 from policies.step_time import shipped_profile
 from policies.vocabulary import Schedule
 from policies.worth import Worth
 from replicas.engine import FinishReason
+from replicas.torch_engine.engine import EngineLimits
 from tests.replicas.torch_engine.runs import EXACT
 
 
 @pytest.fixture(scope="module")
 def bench() -> loads.Bench:
-    engine, checkpoint = demo_engine(loads.MOST)
+    model, checkpoint = demo_model(EngineLimits(max_sequences=loads.MOST))
     worth = Worth(EXACT, shipped_profile("cpu"))
-    clients = loads.Clients(engine, loads.pooled(checkpoint))
+    arms = arms_of(model, checkpoint, Schedule.pinned(EXACT[0], worth=worth))
     settings = loads.Settings(0.02, 0.02, 0.02, rounds=2, levels=(1, 2))
-    bench = loads.Bench(
-        engine, clients, Schedule.pinned(EXACT[0], worth=worth), settings, lambda line: None
-    )
+    bench = loads.Bench(arms, settings, lambda line: None)
     bench.run()
     return bench
 
@@ -38,13 +40,28 @@ def test_every_arm_is_measured_at_every_load_in_every_round(bench: loads.Bench) 
 
 
 def test_every_request_has_ended_afterwards_and_none_was_cancelled(bench: loads.Bench) -> None:
-    report = bench.engine.report()
-    assert report.decoding == report.prefilling == report.waiting == 0
-    assert report.finished[FinishReason.CANCELLED] == 0 < sum(report.finished.values())
+    for arm in bench.arms:
+        report = arm.engine.report()
+        assert report.decoding == report.prefilling == report.waiting == 0
+        assert report.finished[FinishReason.CANCELLED] == 0 < sum(report.finished.values())
 
 
-def test_every_plan_has_run(bench: loads.Bench) -> None:
-    assert all(bench.engine.report().plans[plan].steps for plan in EXACT)
+def test_a_fixed_arm_runs_its_plan_and_no_other(bench: loads.Bench) -> None:
+    for arm in bench.arms:
+        used = {str(plan) for plan, tally in arm.engine.report().plans.items() if tally.steps}
+        assert used == {arm.name} or arm.name == ADAPTIVE
+    assert [arm.name for arm in bench.arms] == [*map(str, EXACT), ADAPTIVE]
+
+
+def test_an_engine_does_not_notice_that_others_run() -> None:
+    now = [100.0]
+    watch = Stopwatch(lambda: now[0])
+    seen = []
+    for is_running, seconds in ((True, 2.0), (False, 5.0), (True, 3.0)):
+        with watch.running() if is_running else nullcontext():
+            now[0] += seconds
+            seen.append(watch())
+    assert seen == [2.0, 2.0, 5.0]
 
 
 def test_a_clairvoyant_has_the_best_fixed_plan_of_every_load() -> None:
@@ -55,6 +72,7 @@ def test_a_clairvoyant_has_the_best_fixed_plan_of_every_load() -> None:
     found = loads.Summary.of(rates)
     assert found.to_best == {(1, "easy"): 0.9, (8, "hard"): 0.95}
     assert (found.best, found.adaptive, found.clairvoyant) == ("ar", 56 / 50, 60 / 50)
+    assert found.by_round == [56 / 50]
 
 
 def test_bars_are_of_every_load_and_of_all_together() -> None:
