@@ -16,6 +16,7 @@ import numpy as np
 
 from policies.acceptance import HALF_LIFE_S, PRIOR_ROUNDS, Acceptance, Yields
 from policies.change_detector import ChangeDetector
+from policies.clients import Clients
 from policies.observation import StepObservation
 from policies.occupancy import Occupancy
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
@@ -60,6 +61,7 @@ class CostModel:
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
         self._occupancy = Occupancy()
+        self._clients = Clients()
         self._alarmed_at = -math.inf
         self._timings = Timings()
         self._corrections: dict[Plan, Correction] = {}
@@ -102,6 +104,7 @@ class CostModel:
             sums[0] += step.rows
             sums[1] += step.tokens
         self._occupancy.count(step.tokens, 0, step.answers)
+        self._clients.end(step.answers)
         if is_timed and step.is_alone and step.sequences > 0:
             expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
             ratio = self.decoding_s(step) / (step.steps * expected_s)
@@ -110,9 +113,11 @@ class CostModel:
         if now - self._revised_at >= REFRESH_S:
             self.revise(now)
 
-    def observe_prefill(self, sequences: int) -> None:
-        """Counts sequences that are in prefill during the next step."""
-        self._occupancy.count(0, sequences, 0)
+    def begin(self, decoding: int, running: int) -> int:
+        """A step begins in which so many sequences run, some of them in prefill. Returns how many
+        clients there are, with those that are between two requests."""
+        self._occupancy.count(0, running - decoding, 0)
+        return self._clients.begin(running)
 
     def revise(self, now: float) -> None:
         """Brings the estimates up to date with what was counted."""
@@ -142,15 +147,15 @@ class CostModel:
 
     # -- predicting -----------------------------------------------------------------------------
 
-    def values(self, sequences: int, context_tokens: float, running: int | None = None) -> Values:
+    def values(self, sequences: int, context_tokens: float, clients: int | None = None) -> Values:
         """Every plan's worth at this load; remembered until the next revision.
 
-        `running`: with those in prefill, in an engine where these share steps with decoding ones.
+        `clients`: as `begin` counts them, in an engine where prefill shares steps with decoding.
         """
         sequences = max(1, sequences)
         bucket = context_bucket(context_tokens / sequences)
-        is_shared = running is not None
-        key = (sequences if running is None else max(1, running), bucket, is_shared)
+        is_shared = clients is not None
+        key = (sequences if clients is None else max(1, clients), bucket, is_shared)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= MAX_REMEMBERED:
@@ -239,9 +244,9 @@ class CostModel:
         if not is_shared:
             profiled, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
             return [(step_s, batch, sequences) for step_s in profiled]
-        found = []
+        found, empty_steps = [], float(self._clients.is_followed)
         for index, row in enumerate(self._rows):
-            rows = self._occupancy.decoding(sequences, row.tokens)
+            rows = self._occupancy.decoding(sequences, row.tokens, empty_steps)
             low = max(1, int(rows))
             step_s = self._profiled.on_grid(low, bucket)[index]
             if rows > low:

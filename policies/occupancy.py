@@ -1,13 +1,14 @@
-"""How many of a replica's sequences decode at a time: a matter of the plan.
+"""How many of a replica's clients have a sequence that decodes: a matter of the plan.
 
 An engine that packs prefill and decoding into one step gives a new sequence its prefill while the
 others decode. A long block takes fewer steps to an answer, so of the same sequences a larger share
 is in prefill, and fewer share what a step costs. With answers of thirty tokens that is a third.
+Where clients answer an answer at once, their slot is empty for a step besides (`clients.py`).
 
     steps of an answer     R = tokens of an answer / tokens of a step
-    share in prefill       q = P / (R + P),  P steps of prefill to an answer
+    share not decoding     q = (P + E) / (R + P + E),  P steps of prefill and E empty ones an answer
 
-Both counts are learned; old ones fade by half-life.
+Tokens and steps of prefill are learned; old ones fade by half-life.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class Occupancy:
         """But the one that prefill yields."""
         return self._tokens / self._answers
 
-    def decoding(self, running: int, tokens_per_step: float) -> float:
-        """How many of `running` sequences decode in a step, of the steps in which any does, under
-        a plan of this yield."""
+    def decoding(self, clients: int, tokens_per_step: float, empty_steps: float = 0.0) -> float:
+        """How many sequences of so many clients decode in a step, of the steps in which any does,
+        under a plan of this yield. `empty_steps`: between two requests of a client."""
         decoding_steps = max(1.0, self.tokens_per_answer / tokens_per_step)
-        prefill_steps = self._prefills / self._answers
-        in_prefill = prefill_steps / (decoding_steps + prefill_steps)
-        return running * (1.0 - in_prefill) / (1.0 - in_prefill**running)
+        other_steps = self._prefills / self._answers + empty_steps
+        others = other_steps / (decoding_steps + other_steps)
+        return clients * (1.0 - others) / (1.0 - others**clients)

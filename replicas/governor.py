@@ -121,15 +121,15 @@ class Governor:
         are not admitted yet, `running` the sequences with those in prefill, where these share steps
         with decoding ones. `splits`: a step can run two plans, so a probe may be of `probed_rows`.
         """
-        self.probed_rows = None
+        self.probed_rows, clients = None, None
         if self._rule is not None:  # pinned or not
             self._rule.prober.save(now)
             if running is not None:
-                self._rule.model.observe_prefill(running - decoding)
+                clients = self._rule.model.begin(decoding, running)
         if now - self.received_at > self.schedule.ttl_s:
             self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
         elif self._rule is not None and self.schedule.worth is not None:
-            values = self._rule.model.values(decoding, context_tokens, running)
+            values = self._rule.model.values(decoding, context_tokens, clients)
             moment = Moment(self.plan, values, decoding, context_tokens, splits)
             return self._pick_by_worth(self._rule, moment, waiting, now)
         else:

@@ -198,7 +198,7 @@ def of_short_answers(tokens):
     model, now = CostModel(WORTH), 0.0
     for _ in range(2000):
         now += 0.01
-        model.observe_prefill(1)
+        model.begin(tokens, tokens + 1)
         model.observe(StepObservation(AR, tokens, 512 * tokens, 0.01, [1] * tokens, answers=1), now)
     model.revise(now + REFRESH_S)
     return model
@@ -206,7 +206,7 @@ def of_short_answers(tokens):
 
 def test_where_prefill_shares_steps_short_answers_make_long_blocks_worth_less():
     def long_over_short(tokens):
-        values = of_short_answers(tokens).values(4, 2048, running=4).by_plan
+        values = of_short_answers(tokens).values(4, 2048, clients=4).by_plan
         return values[SPEC_32] / values[SPEC_4]
 
     assert long_over_short(24) < 0.95 * long_over_short(2000)
@@ -219,8 +219,40 @@ def test_where_prefill_has_steps_of_its_own_the_length_of_answers_is_no_matter()
 
 def test_one_sequence_alone_shares_its_steps_with_nobody():
     model = of_short_answers(24)
-    alone, shared = model.values(1, 512).by_plan, model.values(1, 512, running=1).by_plan
+    alone, shared = model.values(1, 512).by_plan, model.values(1, 512, clients=1).by_plan
     assert shared == pytest.approx(alone)
+
+
+def in_closed_loop(plan, clients, delay, steps=3000):
+    """What plans are worth, to one who has been in `plan` under so many clients, each of which
+    sends its next request, of 24 tokens to answer, `delay` steps after its last answer."""
+    model = CostModel(replace(WORTH, learns=False))
+    prefill, decoding = 1, 24 if plan == AR else 4
+    cycle = prefill + decoding + delay
+    for step in range(steps):
+        at = [(step + cycle * n // clients) % cycle for n in range(clients)]
+        rows = sum(prefill <= place < prefill + decoding for place in at)
+        running = sum(place < prefill + decoding for place in at)
+        seen = model.begin(rows, running)
+        ended = sum(place == prefill + decoding - 1 for place in at)
+        tokens = [24 // decoding] * rows
+        observed = StepObservation(plan, rows, 512 * rows, 0.01, tokens, answers=ended)
+        model.observe(observed, 0.01 * step)
+    return model.values(rows, 512 * rows, clients=seen).by_plan
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+@pytest.mark.parametrize("clients", [5, 16])
+def test_plans_are_compared_at_the_clients_there_are_whichever_is_in_use(clients, delay):
+    """Fewer sequences run the fewer steps an answer takes, where a client's slot stays empty for a
+    step; judged at those, the other plans would look worse than they are."""
+    short, long = (in_closed_loop(plan, clients, delay) for plan in (AR, SPEC_16))
+    assert short[SPEC_16] / short[AR] == pytest.approx(long[SPEC_16] / long[AR], rel=0.02)
+
+
+def test_a_slot_that_stays_empty_for_a_step_makes_long_blocks_worth_less():
+    at_once, later = (in_closed_loop(SPEC_16, 16, delay) for delay in (0, 1))
+    assert later[SPEC_16] / later[AR] < 0.97 * at_once[SPEC_16] / at_once[AR]
 
 
 def changed(now=10.0):

@@ -228,7 +228,7 @@ def test_prefill_counts_under_a_pin_too():
             governor.pick(8, now, 4096, running=10)
             observed = StepObservation(AR, 8, 4096, 0.01, [1] * 8, answers=2)
             governor.observe(observed, now + 0.01)
-        values = governor.rule.model.values(8, 4096, running=10).by_plan
+        values = governor.rule.model.values(8, 4096, clients=10).by_plan
         return values[SPEC_32] / values[SPEC_4]
 
     assert rows(pinned=True) == pytest.approx(rows(pinned=False), rel=1e-3)
