@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         _parser().error(f"--rounds {args.rounds} must be at least 1")
     settings, console = Settings.of(args.quick), make_console()
     if args.rounds is not None:
-        settings = replace(settings, fixed_rounds=args.rounds, moving_rounds=args.rounds)
+        settings = replace(settings, rounds=args.rounds)
     torch.set_num_threads(1)
     facts = provenance(torch.device("cpu"))
     print_provenance(console, facts)
@@ -144,9 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
         "separate": args.separate,
         "haproxy": args.haproxy,
         "fixed_s": settings.fixed_s,
-        "fixed_rounds": settings.fixed_rounds,
+        "fixed_rounds": settings.rounds * settings.fixed_to_moving,
         "moving_s": settings.moving_s,
-        "moving_rounds": settings.moving_rounds,
+        "moving_rounds": settings.rounds,
         "took_s": took_s,
     }
     figures = {"benchmark": "adaptive", **facts, "settings": used, **to_dict(measured)}
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add_output_arguments(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="where to draw the plot")
     parser.add_argument(
-        "--rounds", type=int, metavar="N", help="of every scenario; default 5 and 4"
+        "--rounds", type=int, metavar="N", help="of moving loads; fixed ones have three to each"
     )
     parser.add_argument("--quality", type=Quality, choices=list(Quality), default=Quality.EXACT)
     parser.add_argument("--haproxy", action="store_true", help="HAProxy in place of Serve's proxy")
