@@ -30,9 +30,9 @@ SHOWN_S, SAMPLE_S = 6.0, 0.2  # of a timeline
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Seconds of a window at a fixed and at a moving load, rounds of these, rounds of fixed loads to
-    each (their windows are short, and they are held to the narrower bar), and trials of each
-    reaction."""
+    """Seconds of a window at a fixed and at a moving load, rounds of moving loads, rounds of fixed
+    ones to each (their windows are short, and they are held to the narrower bar), and trials of
+    each reaction."""
 
     fixed_s: float
     moving_s: float

@@ -61,7 +61,7 @@ class CostModel:
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
         self._occupancy = Occupancy()
-        self._clients = Clients()
+        self._clients, self._empty_steps = Clients(), 0.0
         self._alarmed_at = -math.inf
         self._timings = Timings()
         self._corrections: dict[Plan, Correction] = {}
@@ -104,7 +104,7 @@ class CostModel:
             sums[0] += step.rows
             sums[1] += step.tokens
         self._occupancy.count(step.tokens, 0, step.answers)
-        self._clients.end(step.answers)
+        self._clients.end_step(step.answers)
         if is_timed and step.is_alone and step.sequences > 0:
             expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
             ratio = self.decoding_s(step) / (step.steps * expected_s)
@@ -113,11 +113,11 @@ class CostModel:
         if now - self._revised_at >= REFRESH_S:
             self.revise(now)
 
-    def begin(self, decoding: int, running: int) -> int:
-        """A step begins in which so many sequences run, some of them in prefill. Returns how many
-        clients there are, with those that are between two requests."""
+    def begin_step(self, decoding: int, running: int, waiting: int = 0) -> int:
+        """So many sequences run in it, some of them in prefill, and so many requests found no room.
+        Returns how many clients there are, with those that are between two requests."""
         self._occupancy.count(0, running - decoding, 0)
-        return self._clients.begin(running)
+        return self._clients.begin_step(running, waiting)
 
     def revise(self, now: float) -> None:
         """Brings the estimates up to date with what was counted."""
@@ -150,7 +150,8 @@ class CostModel:
     def values(self, sequences: int, context_tokens: float, clients: int | None = None) -> Values:
         """Every plan's worth at this load; remembered until the next revision.
 
-        `clients`: as `begin` counts them, in an engine where prefill shares steps with decoding.
+        `clients`: as `begin_step` counts them, in an engine where prefill shares steps with
+        decoding; of `sequences` only the context length is then read.
         """
         sequences = max(1, sequences)
         bucket = context_bucket(context_tokens / sequences)
@@ -244,9 +245,9 @@ class CostModel:
         if not is_shared:
             profiled, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
             return [(step_s, batch, sequences) for step_s in profiled]
-        found, empty_steps = [], float(self._clients.is_followed)
+        found = []
         for index, row in enumerate(self._rows):
-            rows = self._occupancy.decoding(sequences, row.tokens, empty_steps)
+            rows = self._occupancy.decoding(sequences, row.tokens, self._empty_steps)
             low = max(1, int(rows))
             step_s = self._profiled.on_grid(low, bucket)[index]
             if rows > low:
@@ -299,4 +300,5 @@ class CostModel:
             )
             for plan in self.worth.plans
         ]
+        self._empty_steps = self._clients.share
         self._remembered.clear()

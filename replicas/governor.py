@@ -125,7 +125,7 @@ class Governor:
         if self._rule is not None:  # pinned or not
             self._rule.prober.save(now)
             if running is not None:
-                clients = self._rule.model.begin(decoding, running)
+                clients = self._rule.model.begin_step(decoding, running, waiting)
         if now - self.received_at > self.schedule.ttl_s:
             self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
         elif self._rule is not None and self.schedule.worth is not None:

@@ -234,6 +234,25 @@ def test_prefill_counts_under_a_pin_too():
     assert rows(pinned=True) == pytest.approx(rows(pinned=False), rel=1e-3)
 
 
+@pytest.mark.parametrize("plan", [AR, SPEC_32])
+def test_plans_are_judged_at_the_clients_there_are(plan):
+    """Four of ten have just got an answer, at every other step, and their next requests come one
+    step later; six or ten run, and what the plans are worth is the same at either."""
+    governor = governor_of(replace(QUIET, learns=False), ttl_s=1e6)
+    governor.receive(Schedule.pinned(plan, version=1, ttl_s=1e6), 0.0)
+    for step in range(2001):
+        now, running = 0.01 * step, (10, 6)[step % 2]
+        if step == 1990:
+            governor.receive(Schedule.pinned(plan, worth=governor.rule.worth, version=2), now)
+        governor.pick(running, now, 512 * running, running=running)
+        answers = 4 * (running == 10)
+        observed = StepObservation(plan, running, 512 * running, 0.01, [1] * running, True)
+        governor.observe(observed._replace(answers=answers), now + 0.01)
+        if step >= 1999:
+            expected = governor.rule.model.values(10, 5120, clients=10).by_plan
+            assert governor.predicted == pytest.approx(expected, rel=1e-3)
+
+
 def test_speculation_for_the_first_few_of_a_burst_is_not_distrusted():
     """Many are in prefill and requests queue: what they will make under AR is no measure of now."""
     governor = governor_of(QUIET)
