@@ -162,7 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     add_output_arguments(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="where to draw the plot")
     parser.add_argument(
-        "--rounds", type=int, metavar="N", help="of moving loads; fixed ones have three to each"
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="of moving loads, 4 by default; fixed ones have 3N, or N if quick",
     )
     parser.add_argument("--quality", type=Quality, choices=list(Quality), default=Quality.EXACT)
     parser.add_argument("--haproxy", action="store_true", help="HAProxy in place of Serve's proxy")

@@ -57,10 +57,13 @@ class Window:
 
 
 def arms_in_turn(arms: Sequence[str], turn: int) -> list[str]:
-    """The order of one round: no arm is always first, or always after the same one's neighbour."""
-    turn %= len(arms)
-    order = [*arms[turn:], *arms[:turn]]
-    return order if turn % 2 == 0 else order[::-1]
+    """The order of one round. Over as many rounds as there are arms each stands once in every place
+    and, of an even number, once after every other; of an odd one over twice as many, twice: what an
+    arm leaves behind, warm or busy, meets all alike (Williams, 1949)."""
+    count = len(arms)
+    places = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(count)]
+    order = [arms[(turn + place) % count] for place in places]
+    return order if turn // count % 2 == 0 else order[::-1]
 
 
 @dataclass(frozen=True, slots=True)

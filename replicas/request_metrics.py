@@ -47,7 +47,7 @@ class RequestMetrics:
         self.slo_violations = _counter("slo_violations_total")
         self._mode = mode
         self._lives: dict[str, _Life] = {}
-        # Looked up once: several are observed for every delta, and a look-up takes as long.
+        # Looked up once: one is observed for every delta.
         self._by_mode = {
             (name, mode): histogram.labels(replica, mode.value)
             for name, histogram in self.histograms.items()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -125,11 +126,15 @@ def _windows(rates: dict[str, list[float]], name: str = "fixed 1", **more: objec
     ]
 
 
-def test_arms_take_turns_so_that_each_is_first_once() -> None:
-    arms = ["a", "b", "c", "d"]
-    orders = [arms_in_turn(arms, turn) for turn in range(4)]
-    assert all(sorted(order) == arms for order in orders)
-    assert len({tuple(order) for order in orders}) == 4
+@pytest.mark.parametrize(("count", "rounds"), [(2, 2), (4, 4), (6, 6), (5, 10)])
+def test_each_arm_is_as_often_in_every_place_and_after_every_other(count: int, rounds: int) -> None:
+    arms = [str(n) for n in range(count)]
+    orders = [arms_in_turn(arms, turn) for turn in range(rounds)]
+    places = Counter((place, arm) for order in orders for place, arm in enumerate(order))
+    after = Counter(pair for order in orders for pair in pairwise(order))
+    assert set(places.values()) == {rounds // count}
+    assert len(after) == count * (count - 1)
+    assert len(set(after.values())) == 1
 
 
 def test_ratios_are_paired_by_round() -> None:
