@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -28,6 +29,8 @@ for command in (serve, status, pin, unpin, policy, calibrate, dashboards, genera
 
 def main() -> None:
     """Runs the command line: bad input is one line on stderr and exit status 2."""
+    # A policy of the operator's own is a module where they work, as `serve run` finds it, too.
+    sys.path.append(os.getcwd())
     try:
         result = app(standalone_mode=False, prog_name="trimode")
     except click.exceptions.NoArgsIsHelpError as error:

@@ -90,8 +90,9 @@ def print_bars(console: Console, bars: Iterable[Bar]) -> None:
         value = "-" if bar.value is None else f"{bar.value:.3g}"
         limit = f"{'≥' if bar.at_least else '≤'} {bar.bar:g}"
         table.add_row(bar.name, value, limit, words[bar.ok])
-    console.print()
-    console.print(table)
+    if table.row_count:  # an operator's own policy is held to none
+        console.print()
+        console.print(table)
 
 
 def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:

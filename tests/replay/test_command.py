@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,19 @@ def test_table_and_json_hold_every_contender(short: Path, tmp_path: Path, loop: 
     assert comparison["outcomes"][0]["regret"] == 0.0
     assert {"machine", "commit", "bars"} <= set(figures)
     assert bool(figures["bars"]) == bool(loop)
+
+
+def test_a_policy_of_ones_own_is_found_where_one_works(short: Path, tmp_path: Path) -> None:
+    """An installed command's path does not hold the working directory, so nor does this one's."""
+    (tmp_path / "mine.py").write_text("from policies.static import Static as Mine\n")
+    command = [sys.executable, "-P", "-m", "orchestrator.cli", "policy", "replay"]
+    options = ["--trace", short, "--policy", "mine:Mine", "--closed", "--quick"]
+    done = subprocess.run(
+        [*command, *map(str, options)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mine:Mine" in done.stdout
+    assert "must be" not in done.stdout  # a bar is for `predictive` alone
 
 
 def test_a_scenario_has_a_bar(tmp_path: Path) -> None:
