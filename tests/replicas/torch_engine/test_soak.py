@@ -73,7 +73,8 @@ class Soak:
                 plan=plan,
                 quality=Quality.EXACT if exact else Quality.ANY,
                 stop=stop,
-                **(SAMPLED if sampled else {}),
+                # Seeded: when a sampled answer ends decides what comes next.
+                **({**SAMPLED, "seed": pick.getrandbits(32)} if sampled else {}),
             )
         )
 
