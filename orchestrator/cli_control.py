@@ -43,7 +43,8 @@ class Server:
         import httpx
 
         url = f"{self.url.rstrip('/')}/control/v1/{path}"
-        headers = {"authorization": f"Bearer {self.key}"}
+        # Without a key the server says what is missing; an empty one cannot even be sent.
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         with _readable(self.url), httpx.Client(timeout=10, trust_env=False) as client:
             response = client.request(method, url, headers=headers, **content)
             response.raise_for_status()

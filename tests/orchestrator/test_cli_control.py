@@ -85,6 +85,7 @@ def test_a_pin_shows_and_is_explained_until_it_is_taken_back(url: str) -> None:
         (("pin", "all", "warp/9"), "secret", "write ar"),
         (("pin", "all", "ar", "--for", "soon"), "secret", "write 90s, 10m or 2h"),
         (("status",), "wrong", "TRIMODE_ADMIN_KEY"),
+        (("status",), "", "TRIMODE_ADMIN_KEY"),
     ],
 )
 def test_a_refused_order_says_why(url: str, arguments: tuple[str, ...], key: str, message) -> None:
