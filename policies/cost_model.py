@@ -300,5 +300,5 @@ class CostModel:
             )
             for plan in self.worth.plans
         ]
-        self._empty_steps = self._clients.share
+        self._empty_steps = self._clients.share  # one for all that is remembered until the next
         self._remembered.clear()

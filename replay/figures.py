@@ -90,7 +90,7 @@ def print_bars(console: Console, bars: Iterable[Bar]) -> None:
         value = "-" if bar.value is None else f"{bar.value:.3g}"
         limit = f"{'≥' if bar.at_least else '≤'} {bar.bar:g}"
         table.add_row(bar.name, value, limit, words[bar.ok])
-    if table.row_count:  # an operator's own policy is held to none
+    if table.row_count:  # some are held to none: an operator's own policy, or any in open loop
         console.print()
         console.print(table)
 
