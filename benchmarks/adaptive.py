@@ -44,6 +44,7 @@ from policies.vocabulary import AR, Quality
 
 CHAT = "/v1/chat/completions"
 SHARED, OWN, REMOTE = "adaptive", "unpinned", "remote"
+REMOTE_WINDOW_S = 2.0  # two rounds: what configuration.md advises where the controller chooses
 
 
 async def measure(
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         for name in names:
             serve.delete(name)
-        deploy(REMOTE, **options, policy_options={"local": False})
+        deploy(REMOTE, **options, policy_options={"local": False}, signal_window_s=REMOTE_WINDOW_S)
         measured.controller = asyncio.run(_controller(port, settings))
     took_s = time.monotonic() - began
     show(console, measured)

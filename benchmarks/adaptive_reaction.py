@@ -7,7 +7,8 @@ one on a CPU, so there would be nothing to react to. *Local*: clients
 appear or leave at once, and with them hard prompts: on a machine where one block length is best at
 any number of clients, nothing else asks for another plan. Unix time from then to the replica's
 first change of plan; HTTP, queueing, prefill, requests that still run and learning are in it.
-*Controller*: the same where the controller chooses (`local=False`), split into
+*Controller*: the same where the controller chooses (`local=False`, metrics read over two seconds),
+split into
 
     scrape    load changed -> the decision's time (waiting for the round, and reading the metrics)
     decide    a whole round of the control loop, mean; part of it lies before the decision's time

@@ -112,7 +112,9 @@ class Config(BaseModel):
     )
     signal_window_s: Seconds = Field(
         10.0,
-        description="Time over which rates and quantiles are taken: four scrape intervals or more.",
+        description="Time over which rates and quantiles are taken: four scrape intervals of a "
+        "Prometheus server or more, two rounds or more where replicas are read without one. Where "
+        "the controller chooses every plan (`local: false`), it follows the sooner the shorter.",
     )
     prometheus_url: str | None = Field(
         None,

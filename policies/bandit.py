@@ -138,7 +138,7 @@ class Bandit:
     def _learned(self, signals: Signals, state: State, now: float) -> State:
         """With this tick's measurements."""
         known = state.known.revised(
-            signals, now, self._physics.worth_of, learns=True, corrects=False
+            signals, now, self._physics.worth_of, corrects=False, follows=True
         )
         arms = dict(state.arms)
         for plan, sequences, off in _measured(signals, known):

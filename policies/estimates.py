@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from policies.acceptance import Acceptance, pooled
+from policies.acceptance import HALF_LIFE_S, Acceptance, pooled
 from policies.cost_model import CostModel, Values
 from policies.decisions import Signals
 from policies.step_time import Profile
@@ -20,8 +20,13 @@ from policies.worth import Worth
 REVISE_S = 15.0  # between two revisions of a replica's estimates
 MATERIAL = 0.03  # share by which a yield or a step time must have moved to count as changed
 CONTEXT_MOVED = 0.5  # share by which the context length must have moved
-SAMPLED_ROUNDS = 40.0  # what acceptance read from metrics counts for
+SAMPLED_ROUNDS = 40.0  # what acceptance read from metrics counts for beside the fleet's
+FOLLOWED_ROUNDS, FOLLOWED_HALF_LIFE_S = 300.0, 1.0
+"""The same where no governor learns: a window of metrics is a mean already, and is followed."""
 BELIEF = 0.5  # of a new measurement of a plan's step time
+STEADY = 2.0
+"""Times the sequences that decode now may differ from those of the window: a mean step time over
+different loads is that of none of them."""
 LEAST_CORRECTION, MOST_CORRECTION = 0.125, 8.0
 MOST_SEQUENCES, MOST_CONTEXT = 65536.0, 2.0**24
 USUAL_CONTEXT = 512.0  # tokens per sequence, where nothing is known
@@ -35,8 +40,7 @@ class Estimates:
     """A value; `model` only remembers what it has multiplied out.
 
     `corrections`: measured over profiled step time, by plan. `fleet`: chances of acceptance over
-    all replicas. `context_length`: tokens per sequence. `drafted_at`: when the replica was last
-    seen to self-speculate.
+    all replicas. `context_length`: tokens per sequence.
     """
 
     profile: Profile
@@ -48,7 +52,6 @@ class Estimates:
     revised_at: float = 0.0
     due_at: float = 0.0
     """When the next revision is due; a fleet's are spread over the period."""
-    drafted_at: float = 0.0
 
     @classmethod
     def first(
@@ -69,7 +72,6 @@ class Estimates:
             context_length=min(MOST_CONTEXT, context_length(signals, USUAL_CONTEXT)),
             revised_at=now,
             due_at=_due_at(signals.replica, now),
-            drafted_at=now,
         )
 
     def is_of(self, profile: Profile) -> bool:
@@ -88,17 +90,26 @@ class Estimates:
         return self.model.values(round(sequences), tokens)
 
     def revised(
-        self, signals: Signals, now: float, make_worth: MakeWorth, *, learns: bool, corrects: bool
+        self,
+        signals: Signals,
+        now: float,
+        make_worth: MakeWorth,
+        *,
+        learns: bool = True,
+        corrects: bool = True,
+        follows: bool = False,
     ) -> Estimates:
         """Brought up to date; the model and the context length are new only where they have moved.
 
-        `learns`: acceptance is learned. `corrects`: step times are, too.
+        `learns`: acceptance is learned. `corrects`: step times are, too. `follows`: no governor
+        learns besides, so what is read is followed closely.
         """
         acceptance = self.acceptance
         if self.fleet is not None:
             acceptance = acceptance.with_prior(self.fleet)
         if learns:
-            acceptance = _learned_acceptance(signals, acceptance, max(0.0, now - self.revised_at))
+            elapsed_s = max(0.0, now - self.revised_at)
+            acceptance = _learned_acceptance(signals, acceptance, elapsed_s, follows)
         corrections = self.corrections
         if corrects:
             corrections = {**corrections, **_learned_corrections(signals, self)}
@@ -107,7 +118,6 @@ class Estimates:
             model = CostModel(make_worth(self.profile, acceptance, corrections), now)
         elif not _differs(length, self.context_length, CONTEXT_MOVED):
             length = self.context_length
-        drafted = any(plan.mode is Mode.SELF_SPECULATION for plan in signals.plans)
         return Estimates(
             profile=self.profile,
             model=model,
@@ -117,7 +127,6 @@ class Estimates:
             context_length=length,
             revised_at=now,
             due_at=_due_at(signals.replica, now),
-            drafted_at=now if drafted else self.drafted_at,
         )
 
 
@@ -144,13 +153,17 @@ def context_length(signals: Signals, fallback: float) -> float:
     return tokens / decoding if decoding and tokens else fallback
 
 
-def _learned_acceptance(signals: Signals, acceptance: Acceptance, elapsed_s: float) -> Acceptance:
-    acceptance = acceptance.after({}, elapsed_s)
+def _learned_acceptance(
+    signals: Signals, acceptance: Acceptance, elapsed_s: float, follows: bool
+) -> Acceptance:
+    half_life_s = FOLLOWED_HALF_LIFE_S if follows else HALF_LIFE_S
+    acceptance = acceptance.after({}, elapsed_s, half_life_s)
+    rounds = FOLLOWED_ROUNDS if follows else SAMPLED_ROUNDS
     for plan, used in signals.plans.items():
         per_forward = used.tokens_per_forward.value
         if plan.mode is Mode.SELF_SPECULATION and used.acceptance and per_forward is not None:
             shares = _kept(used.acceptance, 2.0 * per_forward)
-            acceptance = acceptance.after_shares(shares, SAMPLED_ROUNDS)
+            acceptance = acceptance.after_shares(shares, rounds)
         elif plan.mode is Mode.DIFFUSION and per_forward is not None:
             drafts = max(0.1, acceptance.yields().blocks[plan.block_length] - 1.0)
             ratio = (per_forward - 1.0) / drafts
@@ -167,9 +180,12 @@ def _kept(shares: tuple[float, ...], tokens_per_round: float) -> list[float]:
 
 def _learned_corrections(signals: Signals, known: Estimates) -> dict[Plan, float]:
     found: dict[Plan, float] = {}
+    decoding = max(1.0, signals.decoding.value or 0.0)
     for plan, used in signals.plans.items():
         step_s, sequences = used.step_s.value, used.sequences.value
         if not step_s or not sequences or sequences < 1.0:
+            continue
+        if not decoding / STEADY <= sequences <= decoding * STEADY:
             continue
         ratio = step_s / known.profile.step_s(plan, *known.load(signals, sequences))
         before = known.corrections.get(plan, 1.0)

@@ -29,16 +29,24 @@ TPOT_SHARE = 0.6
 EXPLORE_S, EXPLORE_LENGTH = 60.0, 8
 """Deciding here, a replica in AR is given one tick of self-speculation after so long: nothing else
 tells what it would yield."""
+LIGHTER, EXPLORE_LIGHTER_S = 0.5, 4.0
+"""So much sooner where the load has fallen to this share: a draft that did not pay may pay now, and
+costs little."""
 
 
 class State(NamedTuple):
-    """Of one replica: what is known of it, the schedule issued, and its plan at the last load."""
+    """Of one replica: what is known of it, the schedule issued, and its plan at the last load.
+
+    Deciding here: `drafted_at` is when it last self-speculated, and `most` how many sequences have
+    decoded at most since.
+    """
 
     known: Estimates
     schedule: Schedule
     plan: Plan = AR
     decoding: float = 0.0
-    explored_at: float = 0.0
+    drafted_at: float = 0.0
+    most: float = 0.0
 
 
 class Predictive:
@@ -115,7 +123,7 @@ class Predictive:
         decoding = signals.decoding.value or 0.0
         values = known.values(signals, decoding)
         schedule = self._schedule(known, values.best)
-        state = State(known, schedule, schedule.plan_at(decoding), decoding, explored_at=now)
+        state = State(known, schedule, schedule.plan_at(decoding), decoding, now, decoding)
         reason = Reason.INITIAL if before is None else Reason.REVISED
         return Decision(schedule, reason, f"profile {profile.name}", values.by_plan), state
 
@@ -123,11 +131,16 @@ class Predictive:
         """Estimates brought up to date; a new schedule only where one has moved."""
         before = state.known
         known = before.revised(
-            signals, now, self.worth_of, learns=self.learns, corrects=self.learns
+            signals,
+            now,
+            self.worth_of,
+            learns=self.learns,
+            corrects=self.learns,
+            follows=not self.local,
         )
         is_same = known.model is before.model and known.context_length == before.context_length
         schedule = state.schedule if is_same else self._schedule(known, state.plan)
-        return State(known, schedule, state.plan, state.decoding, state.explored_at)
+        return state._replace(known=known, schedule=schedule)
 
     def _at_load(self, signals: Signals, state: State, now: float) -> tuple[Decision, State]:
         """The decision at the load last known."""
@@ -145,21 +158,22 @@ class Predictive:
         decision = Decision(schedule, reason, detail, values.by_plan if decoding else {})
         if decoding == state.decoding and plan == state.plan:
             return decision, state
-        return decision, State(state.known, schedule, plan, decoding, state.explored_at)
+        return decision, state._replace(plan=plan, decoding=decoding)
 
     def _chosen_here(
         self, values: Values, decoding: float, state: State, now: float
     ) -> tuple[Decision, State]:
         plan, reason, detail = better(state.plan, values, decoding, self.hysteresis)
-        seen_at = max(state.known.drafted_at, state.explored_at)
         explored = to_explore(self.plans)
+        drafted_at, most = state.drafted_at, max(state.most, decoding)
         if plan.mode is Mode.SELF_SPECULATION or explored is None:
-            seen_at = now
-        used = plan
-        if decoding and now - seen_at > EXPLORE_S and explored is not None:
-            used, reason, detail, seen_at = explored, Reason.PROBE, "", now
+            drafted_at, most = now, decoding
+        is_lighter = decoding <= LIGHTER * most
+        used, patience_s = plan, EXPLORE_LIGHTER_S if is_lighter else EXPLORE_S
+        if decoding and now - drafted_at > patience_s and explored is not None:
+            used, reason, detail, drafted_at, most = explored, Reason.PROBE, "", now, decoding
         decision = issued(used, reason, detail, values, state.schedule, self.dwell_s)
-        return decision, State(state.known, decision.schedule, plan, decoding, seen_at)
+        return decision, State(state.known, decision.schedule, plan, decoding, drafted_at, most)
 
     # -- schedules ------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import pytest
 from policies.decisions import PlanSignals, Reading, Reason, Signals
 from policies.estimates import REVISE_S
 from policies.guard import Guard, Rules
-from policies.predictive import EXPLORE_S, Predictive
+from policies.predictive import EXPLORE_LIGHTER_S, EXPLORE_S, Predictive
 from policies.threshold import DEFAULT_BANDS
 from policies.vocabulary import AR, Mode, Quality, Schedule, all_plans
 from tests.policies.synthetic import EXACT, H100, SPEC_8, SPEC_16
@@ -255,6 +255,44 @@ def test_deciding_here_ar_is_left_for_one_tick_a_minute():
         assert replica.decisions[index].schedule.plans[0].mode is Mode.SELF_SPECULATION
         # Going there and coming back are one probe, and both say so.
         assert {d.reason for d in replica.decisions[index : index + 2]} == {Reason.PROBE}
+
+
+def test_deciding_here_a_load_that_has_become_light_is_explored_soon_and_once():
+    """Drafts that did not pay for 250 sequences may pay for a few, and trying them costs little."""
+    replica = Replica(Predictive(local=False))
+    hard = {"plans": drafted(0.05), "length": 128}
+    assert replica.ask(signals(250, **hard), seconds=20).schedule.plans == (AR,)
+    assert Reason.PROBE not in {decision.reason for decision in replica.decisions}
+    first = len(replica.decisions)
+    replica.ask(signals(40, plans={}, length=128), seconds=40)
+    tried = [d.reason is Reason.PROBE for d in replica.decisions[first:]]
+    assert any(tried[: round(EXPLORE_LIGHTER_S)])
+    assert sum(tried) == 2  # there and back
+
+
+@pytest.mark.parametrize("before", [0.05, 0.95])
+def test_deciding_here_other_acceptance_is_followed_within_a_few_rounds(before):
+    replica = Replica(Predictive(local=False))
+    after = 1.0 - before
+    replica.ask(signals(plans=drafted(before)), seconds=120)
+    old = replica.decisions[-1].predicted[SPEC_16]
+    replica.ask(signals(plans=drafted(after)), seconds=4)
+    new = replica.decisions[-1].predicted[SPEC_16]
+    settled = Replica(Predictive(local=False))
+    settled.ask(signals(plans=drafted(after)), seconds=120)
+    goal = settled.decisions[-1].predicted[SPEC_16]
+    assert abs(new - goal) < 0.2 * abs(old - goal)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_step_time_over_different_loads_is_not_taken_for_that_of_a_plan(local):
+    """The window holds steps of 40 sequences and of one; their mean is no step of either."""
+    replica = Replica(Predictive(local=local))
+    replica.ask(signals(40, plans=drafted(0.8, decoding=40)), seconds=60)
+    expected = replica.state.known.model.correction(SPEC_8, 1)
+    mixed = drafted(0.8, decoding=20, slowdown=6.0)
+    replica.ask(signals(1, plans=mixed), seconds=60)
+    assert replica.state.known.model.correction(SPEC_8, 1) == pytest.approx(expected)
 
 
 def test_an_idle_replica_is_not_explored_on():
