@@ -113,8 +113,9 @@ class Config(BaseModel):
     signal_window_s: Seconds = Field(
         10.0,
         description="Time over which rates and quantiles are taken: four scrape intervals of a "
-        "Prometheus server or more, two rounds or more where replicas are read without one. Where "
-        "the controller chooses every plan (`local: false`), it follows the sooner the shorter.",
+        "Prometheus server or more, two rounds or more where replicas are read without one. A "
+        "policy that chooses every plan in the controller (`bandit`, `local: false`) follows the "
+        "sooner the shorter it is; p95 of latencies, and so their targets, want ten seconds.",
     )
     prometheus_url: str | None = Field(
         None,

@@ -20,7 +20,7 @@ from typing import Self
 
 from policies.cost_model import Values
 from policies.decisions import Decision, Reason, Signals
-from policies.estimates import Estimates, with_fleet
+from policies.estimates import Estimates, is_steady, with_fleet
 from policies.predictive import Predictive, better, issued, pinned
 from policies.profiled_steps import batch_bucket
 from policies.step_time import Profile, forwards_per_step
@@ -211,6 +211,8 @@ def _measured(signals: Signals, known: Estimates) -> list[tuple[Plan, float, flo
         tokens, step_s = used.tokens_per_forward.value, used.step_s.value
         sequences = used.sequences.value
         if plan not in known.model.worth.plans or not tokens or not step_s or not sequences:
+            continue
+        if not is_steady(signals, sequences):
             continue
         sequences, context = known.load(signals, sequences)
         predicted = known.model.throughput(plan, sequences, context)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from policies.acceptance import HALF_LIFE_S, Acceptance, pooled
 from policies.cost_model import CostModel, Values
-from policies.decisions import Signals
+from policies.decisions import PlanSignals, Signals
 from policies.step_time import Profile
 from policies.vocabulary import Mode, Plan
 from policies.worth import Worth
@@ -22,11 +22,10 @@ MATERIAL = 0.03  # share by which a yield or a step time must have moved to coun
 CONTEXT_MOVED = 0.5  # share by which the context length must have moved
 SAMPLED_ROUNDS = 40.0  # what acceptance read from metrics counts for beside the fleet's
 FOLLOWED_ROUNDS, FOLLOWED_HALF_LIFE_S = 300.0, 1.0
-"""The same where no governor learns: a window of metrics is a mean already, and is followed."""
+"""The same at most, and how fast what came before fades, where no governor learns: a window of
+metrics is a mean already, and is followed."""
 BELIEF = 0.5  # of a new measurement of a plan's step time
-STEADY = 2.0
-"""Times the sequences that decode now may differ from those of the window: a mean step time over
-different loads is that of none of them."""
+STEADY = 2.0  # times that the sequences of a window may differ from those that decode now
 LEAST_CORRECTION, MOST_CORRECTION = 0.125, 8.0
 MOST_SEQUENCES, MOST_CONTEXT = 65536.0, 2.0**24
 USUAL_CONTEXT = 512.0  # tokens per sequence, where nothing is known
@@ -112,7 +111,7 @@ class Estimates:
             acceptance = _learned_acceptance(signals, acceptance, elapsed_s, follows)
         corrections = self.corrections
         if corrects:
-            corrections = {**corrections, **_learned_corrections(signals, self)}
+            corrections = {**corrections, **_learned_corrections(signals, self, follows)}
         length, model = self.load(signals, 1.0)[1], self.model
         if _has_moved(model, acceptance, corrections):
             model = CostModel(make_worth(self.profile, acceptance, corrections), now)
@@ -156,19 +155,29 @@ def context_length(signals: Signals, fallback: float) -> float:
 def _learned_acceptance(
     signals: Signals, acceptance: Acceptance, elapsed_s: float, follows: bool
 ) -> Acceptance:
-    half_life_s = FOLLOWED_HALF_LIFE_S if follows else HALF_LIFE_S
+    # What was known fades fast only where something takes its place.
+    is_followed = follows and any(used.acceptance for used in signals.plans.values())
+    half_life_s = FOLLOWED_HALF_LIFE_S if is_followed else HALF_LIFE_S
     acceptance = acceptance.after({}, elapsed_s, half_life_s)
-    rounds = FOLLOWED_ROUNDS if follows else SAMPLED_ROUNDS
     for plan, used in signals.plans.items():
         per_forward = used.tokens_per_forward.value
         if plan.mode is Mode.SELF_SPECULATION and used.acceptance and per_forward is not None:
             shares = _kept(used.acceptance, 2.0 * per_forward)
+            rounds = _rounds(used, elapsed_s) if follows else SAMPLED_ROUNDS
             acceptance = acceptance.after_shares(shares, rounds)
         elif plan.mode is Mode.DIFFUSION and per_forward is not None:
             drafts = max(0.1, acceptance.yields().blocks[plan.block_length] - 1.0)
             ratio = (per_forward - 1.0) / drafts
             acceptance = acceptance.with_diffusion(plan.block_length, ratio)
     return acceptance
+
+
+def _rounds(used: PlanSignals, elapsed_s: float) -> float:
+    """How many can have been added to the window."""
+    step_s, sequences = used.step_s.value, used.sequences.value
+    if not step_s or sequences is None:
+        return SAMPLED_ROUNDS
+    return min(FOLLOWED_ROUNDS, elapsed_s * sequences / step_s)
 
 
 def _kept(shares: tuple[float, ...], tokens_per_round: float) -> list[float]:
@@ -178,15 +187,21 @@ def _kept(shares: tuple[float, ...], tokens_per_round: float) -> list[float]:
     return [min(1.0, share * factor) for share in shares]
 
 
-def _learned_corrections(signals: Signals, known: Estimates) -> dict[Plan, float]:
-    found: dict[Plan, float] = {}
+def is_steady(signals: Signals, sequences: float) -> bool:
+    """Whether a window in which so many decoded on average tells of the load that there is now. A
+    rule of thumb: a mean step time over one sequence and forty is that of no load at all."""
     decoding = max(1.0, signals.decoding.value or 0.0)
+    return decoding / STEADY <= sequences <= decoding * STEADY
+
+
+def _learned_corrections(signals: Signals, known: Estimates, follows: bool) -> dict[Plan, float]:
+    found: dict[Plan, float] = {}
     for plan, used in signals.plans.items():
         step_s, sequences = used.step_s.value, used.sequences.value
         if not step_s or not sequences or sequences < 1.0:
             continue
-        if not decoding / STEADY <= sequences <= decoding * STEADY:
-            continue
+        if follows and not is_steady(signals, sequences):
+            continue  # a governor has step times of its own, and these only to begin with
         ratio = step_s / known.profile.step_s(plan, *known.load(signals, sequences))
         before = known.corrections.get(plan, 1.0)
         moved = before + BELIEF * (ratio - before)

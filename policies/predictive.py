@@ -27,18 +27,18 @@ from policies.worth import Worth, check_shares
 TPOT_SHARE = 0.6
 """Share of the TPOT target that decoding may use: prefill and queueing take from the rest."""
 EXPLORE_S, EXPLORE_LENGTH = 60.0, 8
-"""Deciding here, a replica in AR is given one tick of self-speculation after so long: nothing else
+"""Deciding here, a replica in AR is given a tick of self-speculation after so long: nothing else
 tells what it would yield."""
-LIGHTER, EXPLORE_LIGHTER_S = 0.5, 4.0
-"""So much sooner where the load has fallen to this share: a draft that did not pay may pay now, and
-costs little."""
+EXPLORE_LIGHTER_S, LIGHTER, FEWER = 4.0, 0.5, 3.0
+"""So much sooner, once, where the load has fallen to this share of what it was at the last draft,
+and by so many sequences: a draft that did not pay then may pay now."""
 
 
 class State(NamedTuple):
     """Of one replica: what is known of it, the schedule issued, and its plan at the last load.
 
-    Deciding here: `drafted_at` is when it last self-speculated, and `most` how many sequences have
-    decoded at most since.
+    Deciding here: `drafted_at` is when it was last seen to self-speculate, or began, and
+    `drafted_of` how many sequences decoded then.
     """
 
     known: Estimates
@@ -46,7 +46,7 @@ class State(NamedTuple):
     plan: Plan = AR
     decoding: float = 0.0
     drafted_at: float = 0.0
-    most: float = 0.0
+    drafted_of: float = 0.0
 
 
 class Predictive:
@@ -150,7 +150,7 @@ class Predictive:
         sequences, tokens = state.known.load(signals, decoding)
         values = state.known.model.values(round(sequences), tokens)
         if not self.local:
-            return self._chosen_here(values, decoding, state, now)
+            return self._chosen_here(signals, values, decoding, state, now)
         schedule = state.schedule
         plan = schedule.plan_at(decoding)
         reason = _reason(plan, decoding, state)
@@ -161,19 +161,23 @@ class Predictive:
         return decision, state._replace(plan=plan, decoding=decoding)
 
     def _chosen_here(
-        self, values: Values, decoding: float, state: State, now: float
+        self, signals: Signals, values: Values, decoding: float, state: State, now: float
     ) -> tuple[Decision, State]:
         plan, reason, detail = better(state.plan, values, decoding, self.hysteresis)
-        explored = to_explore(self.plans)
-        drafted_at, most = state.drafted_at, max(state.most, decoding)
-        if plan.mode is Mode.SELF_SPECULATION or explored is None:
-            drafted_at, most = now, decoding
-        is_lighter = decoding <= LIGHTER * most
-        used, patience_s = plan, EXPLORE_LIGHTER_S if is_lighter else EXPLORE_S
-        if decoding and now - drafted_at > patience_s and explored is not None:
-            used, reason, detail, drafted_at, most = explored, Reason.PROBE, "", now, decoding
+        used, explored = plan, to_explore(self.plans) if self.learns else None
+        drafted_at, drafted_of = state.drafted_at, state.drafted_of
+        in_use = signals.plan or state.schedule.bands[0].plan
+        if in_use.mode is Mode.SELF_SPECULATION or explored is None:
+            drafted_at, drafted_of = now, decoding
+        elif decoding and plan == state.plan and plan.mode is not Mode.SELF_SPECULATION:
+            fewer = drafted_of - decoding
+            is_lighter = fewer >= max(FEWER, (1.0 - LIGHTER) * drafted_of)
+            # Asked for until it is seen to run: the guard may keep it back for a dwell.
+            if now - drafted_at > (EXPLORE_LIGHTER_S if is_lighter else EXPLORE_S):
+                used, reason, detail = explored, Reason.PROBE, ""
         decision = issued(used, reason, detail, values, state.schedule, self.dwell_s)
-        return decision, State(state.known, decision.schedule, plan, decoding, drafted_at, most)
+        known, schedule = state.known, decision.schedule
+        return decision, State(known, schedule, plan, decoding, drafted_at, drafted_of)
 
     # -- schedules ------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Opt-in exploration, bounded. Run with: pytest tests/policies/test_bandit.py"""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -143,6 +144,17 @@ def test_speculation_is_found_again_after_hard_traffic():
     told.chance = 0.9
     plans = told.run(180, decoding=32)
     assert told.got(plans[120:], 32) > 0.93
+
+
+def test_a_step_time_over_different_loads_is_not_taken_for_that_of_a_plan():
+    """40 sequences have left, and the window's mean is neither of 40 nor of one."""
+    told = fleet()
+    told.run(60, decoding=40)
+    before = told.state.arms
+    mixed = told.seen(SPEC_8, 20, 20 * told.length)
+    told.told = {SPEC_8: replace(mixed, step_s=reading(6.0 * mixed.step_s.value))}
+    told.run(1, decoding=1)
+    assert told.state.arms == before
 
 
 def test_a_tpot_target_leaves_out_what_is_too_slow():
