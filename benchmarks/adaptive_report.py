@@ -13,6 +13,7 @@ from benchmarks.adaptive_analysis import (
     BASELINE,
     Comparison,
     Measured,
+    Window,
     bars,
     changes,
     compare,
@@ -52,18 +53,7 @@ def to_dict(measured: Measured) -> dict[str, Any]:
     return {
         "scenarios": {name: row.to_dict() for name, row in compared.items()},
         "adaptive": {name: row.to_dict() for name, row in changes(measured.windows).items()},
-        "windows": [
-            {
-                "scenario": w.scenario,
-                "arm": w.arm,
-                "round": w.round,
-                "seconds": w.seconds,
-                "tokens": w.tokens,
-                "switches": w.switches,
-                "in_its_plan": w.kept,
-            }
-            for w in measured.windows
-        ],
+        "windows": [_window(window) for window in measured.windows],
         "clients": measured.received.to_dict() | {"lost_tokens": measured.lost_tokens},
         "dwell_s": measured.dwell_s,
         "crossover": {"clients": measured.crossover, "in_bands": measured.crossover_is_known},
@@ -76,6 +66,22 @@ def to_dict(measured: Measured) -> dict[str, Any]:
         "timelines": measured.timelines,
         "bars": [bar.to_dict() for bar in bars(measured)],
     }
+
+
+def _window(window: Window) -> dict[str, Any]:
+    row = {
+        "scenario": window.scenario,
+        "arm": window.arm,
+        "round": window.round,
+        "seconds": window.seconds,
+        "tokens": window.tokens,
+        "switches": window.switches,
+        "in_its_plan": window.kept,
+    }
+    if window.arm == ADAPTIVE:  # what it did, and what it thought as the window ended
+        row["plan_seconds"] = dict(window.plan_seconds)
+        row["predicted_tokens_per_s"] = dict(window.predicted)
+    return row
 
 
 def short(plan: str) -> str:

@@ -162,6 +162,12 @@ def test_the_best_of_the_other_rounds_is_not_the_luckiest_of_this_one() -> None:
     assert alone.to_best_elsewhere is None
 
 
+def test_arms_stand_in_one_order_in_whichever_they_ran():
+    ran = [ADAPTIVE, "self_speculation/16", "self_speculation/8", "ar"]
+    row = compare(_windows({arm: [100.0] for arm in ran}))["fixed 1"]
+    assert list(row.rates) == ["ar", "self_speculation/8", "self_speculation/16", ADAPTIVE]
+
+
 def test_the_mixed_load_adds_tokens_and_time_of_moving_scenarios_only() -> None:
     windows = [
         *_windows({"ar": [100], ADAPTIVE: [100]}, "fixed 1", moves=False),
@@ -239,7 +245,10 @@ def test_a_run_can_be_printed_written_and_drawn(
     printed = capsys.readouterr().out
     assert "mixed load" in printed
     assert "never changed in 2 changes of load" in printed
-    assert to_dict(measured)["scenarios"]["step"]["adaptive_to_best_fixed"]["median"] == 1.2
+    written = to_dict(measured)
+    assert written["scenarios"]["step"]["adaptive_to_best_fixed"]["median"] == 1.2
+    told = {row["arm"] for row in written["windows"] if "predicted_tokens_per_s" in row}
+    assert told == {ADAPTIVE}
     draw(tmp_path / "plot.png", measured, {"machine": {"cpu": "x", "cores": 2}, **_FACTS})
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
