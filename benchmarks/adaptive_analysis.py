@@ -111,19 +111,15 @@ def together(windows: Sequence[Window]) -> float:
 
 
 def _compared(scenario: str, by_arm: Mapping[str, Mapping[int, float]]) -> Comparison:
-    rates = {arm: Spread.of(by_arm[arm].values()) for arm in sorted(by_arm, key=_place)}
-    best = max((arm for arm in rates if arm != ADAPTIVE), key=lambda arm: rates[arm].median)
+    # In tables and plots by block length, in whichever order they ran.
+    fixed = sorted((arm for arm in by_arm if arm != ADAPTIVE), key=Plan.parse)
+    rates = {arm: Spread.of(by_arm[arm].values()) for arm in (*fixed, ADAPTIVE)}
+    best = max(fixed, key=lambda arm: rates[arm].median)
     to_baseline = None
     if BASELINE in by_arm:
         to_baseline = paired(by_arm[ADAPTIVE], by_arm[BASELINE])
     to_best = paired(by_arm[ADAPTIVE], by_arm[best])
     return Comparison(scenario, rates, best, to_best, _to_best_elsewhere(by_arm), to_baseline)
-
-
-def _place(arm: str) -> tuple[bool, str, int]:
-    """In tables and plots, whatever the order in which arms ran: by block length, adaptive last."""
-    mode, _, length = arm.partition("/")
-    return arm == ADAPTIVE, mode, int(length or 0)
 
 
 def _to_best_elsewhere(by_arm: Mapping[str, Mapping[int, float]]) -> Spread | None:

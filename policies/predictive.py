@@ -167,11 +167,11 @@ class Predictive:
         used, explored = plan, to_explore(self.plans) if self.learns else None
         drafted_at, drafted_of = state.drafted_at, state.drafted_of
         in_use = signals.plan or state.schedule.bands[0].plan
-        if in_use.mode is Mode.SELF_SPECULATION or explored is None:
+        is_staying = plan == state.plan and plan.mode is not Mode.SELF_SPECULATION
+        if in_use.mode is Mode.SELF_SPECULATION:
             drafted_at, drafted_of = now, decoding
-        elif decoding and plan == state.plan and plan.mode is not Mode.SELF_SPECULATION:
-            fewer = drafted_of - decoding
-            is_lighter = fewer >= max(FEWER, (1.0 - LIGHTER) * drafted_of)
+        elif decoding and is_staying and explored is not None:
+            is_lighter = decoding <= LIGHTER * drafted_of and drafted_of - decoding >= FEWER
             # Asked for until it is seen to run: the guard may keep it back for a dwell.
             if now - drafted_at > (EXPLORE_LIGHTER_S if is_lighter else EXPLORE_S):
                 used, reason, detail = explored, Reason.PROBE, ""
