@@ -29,9 +29,9 @@ TPOT_SHARE = 0.6
 EXPLORE_S, EXPLORE_LENGTH = 60.0, 8
 """Deciding here, a replica in AR is given a tick of self-speculation after so long: nothing else
 tells what it would yield."""
-EXPLORE_LIGHTER_S, LIGHTER, FEWER = 4.0, 0.5, 3.0
-"""So much sooner, once, where the load has fallen to this share of what it was at the last draft,
-and by so many sequences: a draft that did not pay then may pay now."""
+EXPLORE_LIGHTER_S, LIGHTER = 4.0, 0.5
+"""So much sooner, once, where the load has fallen to this share of what it was at the last draft: a
+draft that did not pay then may pay now."""
 
 
 class State(NamedTuple):
@@ -171,7 +171,7 @@ class Predictive:
         if in_use.mode is Mode.SELF_SPECULATION:
             drafted_at, drafted_of = now, decoding
         elif decoding and is_staying and explored is not None:
-            is_lighter = decoding <= LIGHTER * drafted_of and drafted_of - decoding >= FEWER
+            is_lighter = decoding <= LIGHTER * drafted_of
             # Asked for until it is seen to run: the guard may keep it back for a dwell.
             if now - drafted_at > (EXPLORE_LIGHTER_S if is_lighter else EXPLORE_S):
                 used, reason, detail = explored, Reason.PROBE, ""
