@@ -1,7 +1,10 @@
 """Notices that the traffic has changed: acceptance that keeps deviating from what was expected.
 
 A two-sided Page-Hinkley test (Page, 1954) on how far the mean yield of a revision lies from the
-expected one, in standard deviations of what rounds scatter.
+expected one, in standard deviations of what rounds scatter: those of the revision. With few clients
+these are of a request or two, and resemble each other more than they do the next request's. So what
+they prove is often no more than who is there, which is worth to know while requests last. Where
+these are over before it could be of use, it is what rounds of all requests are expected to scatter.
 """
 
 from __future__ import annotations
@@ -9,12 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
+
+from policies.acceptance import Yields
 
 DRIFT = 0.75  # deviations that are let pass at each revision
 ALARM = 5.0  # deviations, accumulated above the drift
 SPREAD = 1.2
 """Standard deviation of a revision's mean yield over what independent rounds would have: rounds of
 one request resemble each other."""
+LEAST_VARIANCE = 0.25  # of a round's tokens, where nearly all drafts are accepted, or none
 
 
 @dataclass(slots=True)
@@ -29,9 +36,16 @@ class ChangeDetector:
         """Whether it is half way to an alarm."""
         return max(self.rose, self.fell) >= ALARM / 2
 
-    def update(self, rounds: Mapping[int, Sequence[float]], expected: Mapping[int, float]) -> bool:
-        """Whether `rounds` (by block length, counts by tokens kept) end the old regime."""
-        deviation = _deviation(rounds, expected)
+    def update(
+        self,
+        rounds: Mapping[int, Sequence[float]],
+        expected: Yields,
+        *,
+        are_short: bool = False,
+    ) -> bool:
+        """Whether `rounds` (by block length, counts by tokens kept) end the old regime.
+        `are_short`: requests are over before what is learned of them could be of use."""
+        deviation = _deviation(rounds, expected, are_short)
         if deviation is None:
             return False
         self.rose = max(0.0, self.rose + deviation - DRIFT)
@@ -43,18 +57,20 @@ class ChangeDetector:
 
 
 def _deviation(
-    rounds: Mapping[int, Sequence[float]], expected: Mapping[int, float]
+    rounds: Mapping[int, Sequence[float]], expected: Yields, are_short: bool
 ) -> float | None:
     """Standard deviations between the mean yield of these rounds and the expected one."""
-    count = total = square = mean = 0.0
+    count = total = square = mean = variance = 0.0
     for length, counts in rounds.items():
-        for tokens, seen in enumerate(counts):
-            if seen:  # few are
-                count += seen
-                total += seen * tokens
-                square += seen * tokens * tokens
-                mean += seen * expected[length]
+        tokens = list(map(mul, range(length + 1), counts))
+        seen = sum(counts)
+        count += seen
+        total += sum(tokens)
+        square += sum(map(mul, range(length + 1), tokens))
+        mean += seen * expected.blocks[length]
+        variance += seen * expected.variances[length]
     if count < 2:
         return None
-    variance = max(0.25, square / count - (total / count) ** 2)
-    return (total - mean) / (SPREAD * math.sqrt(variance * count))
+    if not are_short:
+        variance = square - total * total / count
+    return (total - mean) / (SPREAD * math.sqrt(max(LEAST_VARIANCE * count, variance)))

@@ -67,6 +67,8 @@ class CostModel:
         self._corrections: dict[Plan, Correction] = {}
         self._rows: list[_Row] = []
         self._rounds: dict[int, list[float]] = {}
+        self._kept, self._row_s = 0, 0.0
+        """Tokens, and seconds summed over the rows that took them, since the last revision."""
         self._diffused: dict[int, list[float]] = {}
         self._remembered: dict[tuple[int, int, bool], Values] = {}
         self._revised_at = now
@@ -105,6 +107,9 @@ class CostModel:
             sums[1] += step.tokens
         self._occupancy.count(step.tokens, 0, step.answers)
         self._clients.end_step(step.answers)
+        self._kept += step.tokens
+        if 0.0 < step.seconds < math.inf:
+            self._row_s += step.seconds * step.sequences
         if is_timed and step.is_alone and step.sequences > 0:
             expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
             ratio = self.decoding_s(step) / (step.steps * expected_s)
@@ -260,7 +265,9 @@ class CostModel:
         if not self.worth.learns:
             self._rounds.clear()
             return
-        if self._detector.update(self._rounds, self._yields.blocks):
+        answer_s = self._occupancy.tokens_per_answer * self._row_s / max(1, self._kept)
+        self._kept, self._row_s = 0, 0.0
+        if self._detector.update(self._rounds, self._yields, are_short=answer_s < REFRESH_S):
             self._alarmed_at = now
             self.acceptance = self.acceptance.forgetting(ALARM_FORGETS)
         half_life_s = ALARM_HALF_LIFE_S if self.is_relearning else HALF_LIFE_S

@@ -205,7 +205,10 @@ class Replica:
         seconds = chunk.ends[steps - 1] - chunk.started
         kept, accepted = self._tally(chunk, steps, rows)
         self.counters.count(chunk.plan, steps, rows, seconds, tokens, accepted)
-        step = StepObservation(chunk.plan, rows, context, seconds, (), steps=steps, counts=kept)
+        ended = len(finished)
+        step = StepObservation(
+            chunk.plan, rows, context, seconds, (), steps=steps, counts=kept, answers=ended
+        )
         self.chooser.observe(step, now)
         for request in finished:
             self._finish(request, now)

@@ -1,6 +1,7 @@
 """Tokens per step, learned from rounds. Run with: pytest tests/policies/test_acceptance.py"""
 
 import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +83,15 @@ def test_requests_that_are_all_alike_leave_no_low_acceptance():
     alike = Acceptance(prior=(0.8,) * POSITIONS).yields()
     for plan in SPEC.values():
         assert alike.tokens(plan, hard=True) == pytest.approx(alike.tokens(plan))
+
+
+@pytest.mark.parametrize("length", BLOCK_LENGTHS)
+def test_rounds_scatter_as_they_are_expected_to(length):
+    found = rounds(length, 0.7, 20_000)
+    tokens = [kept for kept, count in enumerate(found[length]) for _ in range(int(count))]
+    expected = Acceptance(prior=(0.7,) * POSITIONS).yields().variances[length]
+    # The error of a variance of 20,000 rounds is about 1 % of it.
+    assert expected == pytest.approx(statistics.pvariance(tokens), rel=0.05)
 
 
 def test_diffusion_follows_its_own_ratio():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -155,6 +156,29 @@ def test_a_change_of_traffic_is_learned_within_seconds():
     machine = Machine(chance=lambda now: 0.9 if now < 20.0 else 0.4)
     model = learned(machine, [SPEC_8], seconds=22.0)
     assert model.tokens(SPEC_8) == pytest.approx(sum(0.4**i for i in range(8)), rel=0.15)
+
+
+def with_a_lone_client(answer_tokens, seconds=120.0):
+    """The highest over the lowest yield of block 32 that a model believed in, after a minute with a
+    client whose requests are easy and hard by turns of the coin."""
+    coin, machine, model = Random(1), Machine(chance=lambda now: 0.0), CostModel(WORTH)
+    now, seen = 0.0, []
+    while now < seconds:
+        chance, left = coin.choice((0.95, 0.7)), answer_tokens
+        machine.chance = lambda now, chance=chance: chance
+        while left > 0:
+            step = machine.step(SPEC_32, 1, 512, now)
+            left -= sum(step.yields)
+            now += step.seconds
+            model.observe(step._replace(answers=int(left <= 0)), now)
+            if now > seconds / 2:
+                seen.append(model.tokens(SPEC_32))
+    return max(seen) / min(seen)
+
+
+def test_short_requests_of_all_kinds_are_one_traffic_and_long_ones_are_followed():
+    assert with_a_lone_client(answer_tokens=20) < 1.5
+    assert with_a_lone_client(answer_tokens=2000) > 2.0
 
 
 def test_diffusion_learns_its_own_yield():

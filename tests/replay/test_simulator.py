@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from policies.observation import StepObservation
 from policies.vocabulary import AR, Plan, Schedule
 from policies.worth import Worth
 from replay.batch import Request
@@ -103,6 +104,27 @@ def test_a_probe_is_one_step_and_leaves_the_plan_alone() -> None:
     replica.advance(due)
     assert row[STEPS] == before + 1
     assert chooser.governor.switches <= switches + 1
+
+
+class Listener(Governed):
+    """Counts the answers that it is told have ended."""
+
+    answers = 0
+
+    def observe(self, step: StepObservation, now: float) -> None:
+        self.answers += step.answers
+        super().observe(step, now)
+
+
+def test_the_governor_is_told_of_every_answer_that_ends() -> None:
+    chooser = Listener(Schedule.pinned(PROBED))
+    replica = Replica("r", World(MACHINE, noise=0.0), chooser, Traffic(0), (0,), prefills=False)
+    due: float | None = None
+    for number, output in enumerate((10, 40, 40, 300)):
+        due = replica.submit(Request(number, 0.0, 100, output, 0), 0.0) or due
+    while due is not None:
+        due = replica.advance(due)
+    assert chooser.answers == 4
 
 
 def test_a_queue_forms_where_the_cache_is_full_and_everything_is_served_in_turn() -> None:
