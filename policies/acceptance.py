@@ -69,11 +69,9 @@ class Acceptance:
         survival = self.survival()
         tokens = list(accumulate(survival))
         blocks = {length: tokens[length - 1] for length in BLOCK_LENGTHS}
-        squares = list(accumulate(map(mul, survival, ODD)))  # E[g^2] = sum of (2 i + 1) P(g > i)
-        variances = {length: squares[length - 1] - blocks[length] ** 2 for length in BLOCK_LENGTHS}
         mean, square = survival[1], survival[2]
         hard = max(0.0, mean - HARD_DEVIATIONS * math.sqrt(max(0.0, square - mean * mean)))
-        return Yields(blocks, hard, self.diffusion, variances)
+        return Yields(blocks, hard, self.diffusion, survival)
 
     def after(
         self,
@@ -139,7 +137,6 @@ def pooled(estimates: Sequence[Acceptance]) -> tuple[float, ...]:
     return tuple(base.chances())
 
 
-ODD = tuple(range(1, 2 * BLOCK_LENGTHS[-1], 2))
 HARD_DEVIATIONS = 0.84
 """Standard deviations below the mean of a request in the 20th percentile. The first two positions
 give mean and spread of acceptance between requests: E[q] and E[q^2]."""
@@ -147,13 +144,19 @@ give mean and spread of acceptance between requests: E[q] and E[q^2]."""
 
 class Yields(NamedTuple):
     """Tokens per sequence and step. `blocks`: of self-speculation, by block length. `hard`: chance
-    of any draft position in a request of low acceptance. `diffusion`: its ratios. `variances`: of
-    the tokens of one round, over all requests, by block length."""
+    of any draft position in a request of low acceptance. `diffusion`: its ratios. `survival`:
+    chances that the first i drafted tokens are accepted."""
 
     blocks: Mapping[int, float]
     hard: float
     diffusion: Mapping[int, float]
-    variances: Mapping[int, float]
+    survival: Sequence[float]
+
+    def variance(self, length: int) -> float:
+        """Of the tokens of one round of self-speculation, over all requests."""
+        odd = range(1, 2 * length, 2)  # E[g^2] = sum of (2 i + 1) P(g > i)
+        square: float = sum(map(mul, odd, self.survival))
+        return square - self.blocks[length] ** 2
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """`hard`: of a request of low acceptance."""

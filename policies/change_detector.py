@@ -66,9 +66,11 @@ def _deviation(
         seen = sum(counts)
         count += seen
         total += sum(tokens)
-        square += sum(map(mul, range(length + 1), tokens))
         mean += seen * expected.blocks[length]
-        variance += seen * expected.variances[length]
+        if are_short:
+            variance += seen * expected.variance(length)
+        else:
+            square += sum(map(mul, range(length + 1), tokens))
     if count < 2:
         return None
     if not are_short:

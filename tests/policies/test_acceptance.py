@@ -89,7 +89,7 @@ def test_requests_that_are_all_alike_leave_no_low_acceptance():
 def test_rounds_scatter_as_they_are_expected_to(length):
     found = rounds(length, 0.7, 20_000)
     tokens = [kept for kept, count in enumerate(found[length]) for _ in range(int(count))]
-    expected = Acceptance(prior=(0.7,) * POSITIONS).yields().variances[length]
+    expected = Acceptance(prior=(0.7,) * POSITIONS).yields().variance(length)
     # The error of a variance of 20,000 rounds is about 1 % of it.
     assert expected == pytest.approx(statistics.pvariance(tokens), rel=0.05)
 
