@@ -161,10 +161,9 @@ def _learned_acceptance(
     acceptance = acceptance.after({}, elapsed_s, half_life_s)
     for plan, used in signals.plans.items():
         per_forward = used.tokens_per_forward.value
-        if plan.mode is Mode.SELF_SPECULATION and used.acceptance and per_forward is not None:
-            shares = _kept(used.acceptance, 2.0 * per_forward)
+        if plan.mode is Mode.SELF_SPECULATION and used.acceptance:
             rounds = _rounds(used, elapsed_s) if follows else SAMPLED_ROUNDS
-            acceptance = acceptance.after_shares(shares, rounds)
+            acceptance = acceptance.after_shares(used.acceptance, rounds)
         elif plan.mode is Mode.DIFFUSION and per_forward is not None:
             drafts = max(0.1, acceptance.yields().blocks[plan.block_length] - 1.0)
             ratio = (per_forward - 1.0) / drafts
@@ -178,13 +177,6 @@ def _rounds(used: PlanSignals, elapsed_s: float) -> float:
     if not step_s or sequences is None:
         return SAMPLED_ROUNDS
     return min(FOLLOWED_ROUNDS, elapsed_s * sequences / step_s)
-
-
-def _kept(shares: tuple[float, ...], tokens_per_round: float) -> list[float]:
-    """Shares of accepted positions, without the tokens that lay behind the end of a sequence."""
-    drafted = sum(shares)
-    factor = min(1.0, max(0.0, tokens_per_round - 1.0) / drafted) if drafted > 0 else 1.0
-    return [min(1.0, share * factor) for share in shares]
 
 
 def is_steady(signals: Signals, sequences: float) -> bool:

@@ -32,15 +32,13 @@ class Draw(NamedTuple):
     """Some steps, up to the first in which a sequence finishes.
 
     `kept` is [step, row], None where every row keeps one token a step, and `tokens` its sum over
-    the steps. `finishes`: whether the last step is such a one; `surplus` are then the tokens it
-    accepted behind the end, by row.
+    the steps. `finishes`: whether the last step is such a one.
     """
 
     steps: int
     finishes: bool
     kept: Ints | None = None
     tokens: Ints | None = None
-    surplus: Ints | None = None
 
 
 class Batch:
@@ -98,10 +96,9 @@ class Batch:
             return Draw(len(kept), False, kept, tokens)
         beyond = np.add.accumulate(kept) - remaining
         last = int((beyond.max(axis=1) >= 0).argmax())
-        surplus = np.maximum(beyond[last], 0)
         kept = kept[: last + 1]
-        kept[last] -= surplus
-        return Draw(last + 1, True, kept, np.add.reduce(kept), surplus)
+        kept[last] -= np.maximum(beyond[last], 0)  # what was verified behind an end
+        return Draw(last + 1, True, kept, np.add.reduce(kept))
 
     def take(self, draw: Draw, steps: int) -> tuple[int, list[Request]]:
         """Applies the first `steps` steps of a draw; returns their tokens and who has finished."""

@@ -15,8 +15,8 @@ from policies.vocabulary import BLOCK_LENGTHS, Mode, Plan, all_plans
 PLANS = all_plans()
 INDEX = {plan: index for index, plan in enumerate(PLANS)}
 SECONDS, STEPS, SEQUENCE_STEPS, TOKENS, ROUNDS = range(5)
-ACCEPTED = 5  # first of the columns that count rounds by tokens accepted, 0 to the longest block
-COLUMNS = ACCEPTED + BLOCK_LENGTHS[-1] + 1
+KEPT = 5  # first of the columns that count rounds by tokens kept, 0 to the longest block
+COLUMNS = KEPT + BLOCK_LENGTHS[-1] + 1
 
 Table = npt.NDArray[np.float64]
 
@@ -35,15 +35,15 @@ class Counters:
         sequences: int,
         seconds: float,
         tokens: int,
-        accepted: npt.NDArray[np.int64] | None,
+        kept: Sequence[int],
     ) -> None:
-        """Adds steps of one plan; `accepted[g]` of its rounds verified g tokens."""
+        """Adds steps of one plan; `kept[g]` of its rows kept g tokens."""
         row, is_drafted = self.table[INDEX[plan]], plan.mode is Mode.SELF_SPECULATION
         sequence_steps = steps * sequences
         rounds = sequence_steps if is_drafted else 0
-        row[:ACCEPTED] += (seconds, steps, sequence_steps, tokens, rounds)
-        if accepted is not None and is_drafted:
-            row[ACCEPTED : ACCEPTED + len(accepted)] += accepted
+        row[:KEPT] += (seconds, steps, sequence_steps, tokens, rounds)
+        if is_drafted:
+            row[KEPT : KEPT + len(kept)] += kept
 
 
 def plan_signals(grown: Table, age_s: float) -> dict[Plan, PlanSignals]:
@@ -54,12 +54,12 @@ def plan_signals(grown: Table, age_s: float) -> dict[Plan, PlanSignals]:
 def _used(grown: Table, age_s: float) -> Iterator[tuple[Plan, PlanSignals]]:
     for index in np.flatnonzero(grown[:, STEPS]):
         plan, row = PLANS[index], grown[index]
-        seconds, steps, sequence_steps, tokens, rounds = row[:ACCEPTED].tolist()
+        seconds, steps, sequence_steps, tokens, rounds = row[:KEPT].tolist()
         forwards = sequence_steps * forwards_per_step(plan)
         shares: tuple[float, ...] = ()
         accepted = Reading(None, None)
         if rounds > 0:
-            shares = _shares(row[ACCEPTED:], rounds, plan.block_length)
+            shares = _shares(row[KEPT:], rounds, plan.block_length)
             accepted = Reading(sum(shares), age_s)
         yield (
             plan,
@@ -73,10 +73,10 @@ def _used(grown: Table, age_s: float) -> Iterator[tuple[Plan, PlanSignals]]:
         )
 
 
-def _shares(accepted: Table, rounds: float, block_length: int) -> tuple[float, ...]:
+def _shares(kept: Table, rounds: float, block_length: int) -> tuple[float, ...]:
     """Share of rounds in which each draft position was accepted: those that yielded more tokens
     than the position's number, the bonus token being one."""
-    at_least = accepted[::-1].cumsum()[::-1]
+    at_least = kept[::-1].cumsum()[::-1]
     shares: list[float] = (at_least[2 : block_length + 1] / rounds).tolist()
     return tuple(shares)
 

@@ -203,8 +203,9 @@ class Replica:
         steps, rows, context = chunk.steps, len(self.batch), self.batch.context
         tokens, finished = self.batch.take(chunk.draw, steps)
         seconds = chunk.ends[steps - 1] - chunk.started
-        kept, accepted = self._tally(chunk, steps, rows)
-        self.counters.count(chunk.plan, steps, rows, seconds, tokens, accepted)
+        drawn = chunk.draw.kept
+        kept = [0, steps * rows] if drawn is None else np.bincount(drawn[:steps].ravel()).tolist()
+        self.counters.count(chunk.plan, steps, rows, seconds, tokens, kept)
         ended = len(finished)
         step = StepObservation(
             chunk.plan, rows, context, seconds, (), steps=steps, counts=kept, answers=ended
@@ -212,19 +213,3 @@ class Replica:
         self.chooser.observe(step, now)
         for request in finished:
             self._finish(request, now)
-
-    def _tally(
-        self, chunk: Chunk, steps: int, rows: int
-    ) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.int64]] | None]:
-        """Rows by tokens kept, and by tokens accepted: what lay behind an end counts there."""
-        draw = chunk.draw
-        if draw.kept is None:
-            return [0, steps * rows], None
-        counted = draw.kept[:steps].ravel()
-        kept = np.bincount(counted)
-        accepted = kept
-        if steps == draw.steps and draw.surplus is not None:
-            whole = counted.copy()
-            whole[-rows:] += draw.surplus
-            accepted = np.bincount(whole)
-        return kept.tolist(), accepted

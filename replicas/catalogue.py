@@ -146,14 +146,15 @@ REPLICA_METRICS: tuple[Metric, ...] = (
     counter(
         "plan_accepted_tokens_total",
         "tokens",
-        "Drafted tokens that were accepted.",
+        "Drafted tokens that were accepted; what lies behind the end of an answer does not count.",
         PLAN,
         vllm="spec_decode_num_accepted_tokens_total",
     ),
     counter(
         "plan_accepted_at_position_total",
         "rounds",
-        "Rounds in which this draft position was accepted; 0 is the first.",
+        "Rounds in which this draft position was accepted, up to the end of the answer; 0 is the "
+        "first.",
         (*PLAN, "position"),
         vllm="spec_decode_num_accepted_tokens_per_pos_total",
     ),

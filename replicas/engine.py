@@ -102,7 +102,9 @@ class PlanCounters:
     """Monotone totals of one plan since the engine started.
 
     `accepted[i]` counts the rounds in which draft position i (0 is the first drafted token) was
-    accepted, out of `rounds`; only self-speculation drafts. For diffusion a round is one block.
+    accepted, out of `rounds`; only self-speculation drafts. What was verified behind the end of a
+    sequence is of no use, and not counted: `committed` is `rounds` and all of `accepted`. For
+    diffusion a round is one block.
     `sequence_steps` sums the rows of every step, so `committed / sequence_steps` is tokens per step
     and sequence. `seconds` is wall time of steps, shared among the plans of a step by rows;
     while there is work a step lasts from the end of the one before.

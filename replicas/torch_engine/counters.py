@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
-from policies.vocabulary import Plan, all_plans
+from policies.vocabulary import Mode, Plan, all_plans
 from replicas.engine import PlanCounters
 from replicas.torch_engine.modes.base import RoundResult
 
 
 @dataclass(slots=True)
 class PlanTally:
-    """Mutable twin of `PlanCounters`; field meanings are documented there."""
+    """Mutable twin of `PlanCounters`; field meanings are documented there.
 
+    `kept[g]` counts the rows that kept g tokens, where the plan drafts.
+    """
+
+    plan: Plan
+    kept: list[int]
     steps: int = 0
     forwards: int = 0
     sequence_steps: int = 0
     rounds: int = 0
     drafted: int = 0
-    accepted: list[int] = field(default_factory=list)
     committed: int = 0
     denoising_steps: int = 0
     seconds: float = 0.0
@@ -32,16 +38,22 @@ class PlanTally:
         self.drafted += result.drafted
         self.denoising_steps += result.denoising_steps
         self.rounds += result.rounds
-        for accepted in result.accepted:
-            for position in range(accepted):
-                self.accepted[position] += 1
 
-    def add_time(self, seconds: float, committed: int, *, is_pure: bool) -> None:
-        """What `committed` tokens took, which are counted already."""
+    def add_yields(self, kept: Sequence[int], seconds: float, *, is_pure: bool) -> None:
+        """The tokens that were kept of each row, and what they took."""
+        committed = sum(kept)
+        self.committed += committed
         self.seconds += seconds
         if not is_pure:
             self.mixed_seconds += seconds
             self.mixed_committed += committed
+        if self.plan.mode is Mode.SELF_SPECULATION:
+            for tokens in kept:
+                self.kept[tokens] += 1
+
+    def accepted(self) -> tuple[int, ...]:
+        """Rows that kept the first token and at least one, two ... drafted ones."""
+        return tuple(accumulate(self.kept[:1:-1]))[::-1]
 
     def freeze(self) -> PlanCounters:
         return PlanCounters(
@@ -50,7 +62,7 @@ class PlanTally:
             sequence_steps=self.sequence_steps,
             rounds=self.rounds,
             drafted=self.drafted,
-            accepted=tuple(self.accepted),
+            accepted=self.accepted(),
             committed=self.committed,
             denoising_steps=self.denoising_steps,
             seconds=self.seconds,
@@ -67,7 +79,7 @@ class Tallies:
 
     def __init__(self) -> None:
         self._plans = {
-            plan: PlanTally(accepted=[0] * (plan.block_length - 1)) for plan in all_plans()
+            plan: PlanTally(plan, kept=[0] * (plan.block_length + 1)) for plan in all_plans()
         }
 
     def __getitem__(self, plan: Plan) -> PlanTally:

@@ -294,8 +294,6 @@ class TorchEngine:
         sequence = commit.sequence
         kept, text = sequence.commit(commit.tokens)
         self._generated_tokens += len(kept)
-        if commit.plan is not None:
-            self.tallies[commit.plan].committed += len(kept)
         if sequence.finish_reason is not None:
             self._leave(sequence)
         request_id, is_first = sequence.request.request_id, commit.plan is None
@@ -322,9 +320,8 @@ class TorchEngine:
             sequences = group.sequences
             yields = [kept.get(s.request.request_id, 0) for s in sequences]
             share_s = seconds * len(sequences) / rows
-            self.tallies[group.plan].add_time(
-                share_s, sum(yields), is_pure=is_alone and not prompt_tokens
-            )
+            is_pure = is_alone and not prompt_tokens
+            self.tallies[group.plan].add_yields(yields, share_s, is_pure=is_pure)
             self.governor.observe(
                 StepObservation(
                     plan=group.plan,

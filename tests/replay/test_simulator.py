@@ -11,7 +11,7 @@ from policies.vocabulary import AR, Plan, Schedule
 from policies.worth import Worth
 from replay.batch import Request
 from replay.contenders import parse
-from replay.counters import INDEX, STEPS
+from replay.counters import INDEX, STEPS, plan_signals
 from replay.governed import Governed
 from replay.load import OpenLoop, steps_of_load
 from replay.outcome import Outcome
@@ -125,6 +125,22 @@ def test_the_governor_is_told_of_every_answer_that_ends() -> None:
     while due is not None:
         due = replica.advance(due)
     assert chooser.answers == 4
+
+
+def test_metrics_call_accepted_what_was_kept_of_a_draft_and_not_what_lies_behind_an_end() -> None:
+    plan = Plan.parse("self_speculation/32")
+    chooser = Governed(Schedule.pinned(plan))
+    replica = Replica("r", World(MACHINE, noise=0.0), chooser, Traffic(0), (0,), prefills=False)
+    due: float | None = None
+    for number in range(40):
+        due = replica.submit(Request(number, 0.0, 100, 8, 0), 0.0) or due
+    while due is not None:
+        due = replica.advance(due)
+    used = plan_signals(replica.counters.table, 0.0)[plan]
+    assert used.tokens_per_forward.value is not None
+    kept = 2.0 * used.tokens_per_forward.value
+    assert used.accepted_length.value == pytest.approx(kept - 1.0)
+    assert sum(used.acceptance[:6]) == pytest.approx(kept - 1.0)  # of the 7 tokens after prefill's
 
 
 def test_a_queue_forms_where_the_cache_is_full_and_everything_is_served_in_turn() -> None:

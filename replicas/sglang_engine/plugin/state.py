@@ -59,11 +59,9 @@ class DecoderState:
 
     def observe(self, step: StepObservation, share: float = 1.0) -> None:
         """Counts one plan's part of a step, and `share` of the step's seconds for it."""
-        kept = sum(step.yields)
         tally = self.tallies[step.plan]
-        tally.committed += kept
-        tally.add_time(step.seconds * share, kept, is_pure=step.is_alone)
-        self.totals.generated_tokens += kept
+        tally.add_yields(step.yields, step.seconds * share, is_pure=step.is_alone)
+        self.totals.generated_tokens += step.tokens
         with self._lock:
             self.governor.observe(step, self.clock())
 

@@ -8,7 +8,7 @@ survive the step is in the sequences.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -31,14 +31,12 @@ class RoundResult:
     """What one group's step yielded; lists are per sequence, in the group's order.
 
     `tokens[i]` are the newly committed tokens (possibly none) and `cached[i]` how many more of the
-    sequence's tokens have causal K/V now. `rounds` counts finished rounds, and `accepted` holds the
-    number of drafted tokens accepted in each, where the mode drafts.
+    sequence's tokens have causal K/V now. `rounds` counts finished rounds.
     """
 
     tokens: list[list[int]]
     cached: list[int]
     rounds: int = 0
-    accepted: list[int] = field(default_factory=list)
     drafted: int = 0
     denoising_steps: int = 0
 

@@ -44,6 +44,5 @@ class SelfSpeculation(DecodeMode):
             tokens=[row[1 : row[0] + 2] for row in table],
             cached=[row[0] + 1 for row in table],
             rounds=len(table),
-            accepted=[row[0] for row in table],
             drafted=len(table) * (self.length - 1),
         )

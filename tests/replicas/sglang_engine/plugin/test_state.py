@@ -110,6 +110,7 @@ def test_what_steps_yield_is_counted_by_plan(tmp_path: Path) -> None:
     state.observe(step, share=0.5)
     counters = state.tallies.freeze()[SHORT]
     assert (counters.committed, counters.seconds) == (8, 0.75)
+    assert counters.accepted == (2, 2, 0, 0, 0, 0, 0)
     assert state.totals.generated_tokens == 8
 
 
