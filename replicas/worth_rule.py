@@ -15,6 +15,7 @@ look-up. Four parts, each of which can be read on its own:
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -44,8 +45,10 @@ DISTRUST_BELOW = 0.7  # of the predicted throughput
 DISTRUST_BELOW_AR = 0.9  # of AR's: estimates may have followed the collapse and still be waiting
 DISTRUST_STEPS = 16
 DISTRUST_S = 5.0
-SWITCH_WEIGHT = 0.1  # of a new measurement of what a change costs
-MOST_SWITCH_S = 1.0  # longer than this is a stall, not the price of a change
+CHANGES, OUTER = 16, 4
+"""What a change costs is the mean over so many changes, without so many of the cheapest and of the
+dearest: the load has often changed as well, and a first step that waited for a neighbour, or for
+requests to be taken in, is no price of the plan's."""
 
 
 @dataclass(slots=True)
@@ -59,7 +62,8 @@ class WorthRule:
     switch_s: float = 0.0
     """What a change of plan costs, as measured."""
     distrusts: int = 0
-    _excess_s: float = field(init=False)
+    _costs_s: deque[float] = field(init=False)
+    """Of the last changes: how much longer than usual the first step took."""
     _lost_s: float = 0.0
     """Time lost against whatever was best, since a change last gained next to nothing."""
     _behind_s: dict[Plan, float] = field(default_factory=dict)
@@ -74,7 +78,7 @@ class WorthRule:
 
     def __post_init__(self) -> None:
         self.prober = Prober(self.model)
-        self._excess_s = self.switch_s
+        self._costs_s = deque([self.switch_s] * CHANGES, CHANGES)
 
     @classmethod
     def of(cls, worth: Worth, now: float) -> WorthRule:
@@ -182,9 +186,9 @@ class WorthRule:
         if self._has_changed:
             self._has_changed = False
             # Steps that happened to be short count as well, or noise alone would be a price.
-            cost_s = max(-MOST_SWITCH_S, min(MOST_SWITCH_S, excess_s))
-            self._excess_s += SWITCH_WEIGHT * (cost_s - self._excess_s)
-            self.switch_s = max(0.0, self._excess_s)
+            self._costs_s.append(excess_s)
+            usual = sorted(self._costs_s)[OUTER:-OUTER]
+            self.switch_s = max(0.0, sum(usual) / len(usual))
 
     def _observe_yield(
         self, step: StepObservation, seconds: float, expected_s: float, now: float

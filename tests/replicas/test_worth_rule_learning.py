@@ -162,3 +162,23 @@ def test_noise_is_no_price_of_a_change():
         seconds = expected_s * (1.5 if number % 2 else 0.5)
         governor.rule.observe(StepObservation(AR, 4, 2048, seconds, [1] * 4), AR, 0.1 * number)
     assert governor.rule.switch_s < 0.06 * expected_s
+
+
+def changes(costs_s: list[float]) -> float:
+    """What a change is thought to cost after changes whose first steps took so much longer."""
+    governor = governor_of(QUIET)
+    expected_s = governor.rule.model.step_s(AR, 4, 2048)
+    for number, cost_s in enumerate(costs_s):
+        governor.rule.changed()
+        step = StepObservation(AR, 4, 2048, expected_s + cost_s, [1] * 4)
+        governor.rule.observe(step, AR, 0.1 * number)
+    return governor.rule.switch_s
+
+
+def test_what_every_change_costs_is_learned():
+    assert changes([0.05] * 16) == pytest.approx(0.05)
+
+
+def test_a_first_step_that_waited_is_no_price_of_a_change():
+    """For a neighbour on the same cores, or for requests that were taken in."""
+    assert changes([0.001, 0.001, 0.001, 0.001, 0.04] * 10) == pytest.approx(0.001)
