@@ -16,10 +16,9 @@ import numpy as np
 
 from policies.acceptance import HALF_LIFE_S, PRIOR_ROUNDS, Acceptance, Yields
 from policies.change_detector import ChangeDetector
-from policies.clients import Clients
 from policies.observation import StepObservation
-from policies.occupancy import Occupancy
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
+from policies.shared_steps import PlanStep, SharedSteps
 from policies.timings import Correction, Timings
 from policies.vocabulary import AR, Mode, Plan
 from policies.worth import Worth
@@ -60,8 +59,7 @@ class CostModel:
         self.acceptance = Acceptance(worth.chances, diffusion=worth.diffusion)
         self._yields = self.acceptance.yields()
         self._detector = ChangeDetector()
-        self._occupancy = Occupancy()
-        self._clients, self._empty_steps = Clients(), 0.0
+        self._shared = SharedSteps()
         self._alarmed_at = -math.inf
         self._timings = Timings()
         self._corrections: dict[Plan, Correction] = {}
@@ -105,15 +103,14 @@ class CostModel:
             sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
             sums[0] += step.rows
             sums[1] += step.tokens
-        self._occupancy.count(step.tokens, 0, step.answers)
-        self._clients.end_step(step.answers)
+        self._shared.end_step(step.tokens, step.answers)
         self._kept += step.tokens
         if 0.0 < step.seconds < math.inf:
             self._row_s += step.seconds * step.sequences
         if is_timed and step.is_alone and step.sequences > 0:
-            expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
-            ratio = self.decoding_s(step) / (step.steps * expected_s)
-            self._timings.add(step.plan, step.sequences, ratio, step.steps, now)
+            ratio = self.decoding_s(step) / (step.steps * self._profiled_s(step))
+            load = self._shared.clients or step.sequences
+            self._timings.add(step.plan, load, ratio, step.steps, now)
         self._has_news = True
         if now - self._revised_at >= REFRESH_S:
             self.revise(now)
@@ -121,8 +118,7 @@ class CostModel:
     def begin_step(self, decoding: int, running: int, waiting: int = 0) -> int:
         """So many sequences run in it, some of them in prefill, and so many requests found no room.
         Returns how many clients there are, with those that are between two requests."""
-        self._occupancy.count(0, running - decoding, 0)
-        return self._clients.begin_step(running, waiting)
+        return self._shared.begin_step(decoding, running, waiting)
 
     def revise(self, now: float) -> None:
         """Brings the estimates up to date with what was counted."""
@@ -130,7 +126,7 @@ class CostModel:
         if not self._has_news:
             return
         self._has_news = False
-        self._occupancy.fade(0.5 ** (elapsed_s / HALF_LIFE_S))
+        self._shared.occupancy.fade(0.5 ** (elapsed_s / HALF_LIFE_S))
         self._revise_acceptance(elapsed_s, now)
         self._revise_diffusion()
         self._renew()
@@ -146,9 +142,9 @@ class CostModel:
         return self._revised_at < self._alarmed_at + ALARM_LASTS_S
 
     def timed(self, plan: Plan, sequences: float) -> tuple[float, float]:
-        """Step times that the plan's correction at about this batch size rested on when the last of
-        them was taken, and when that was."""
-        return self._timings.known(plan, sequences)
+        """Step times that the plan's correction at about this load rested on when the last of them
+        was taken, and when that was."""
+        return self._timings.known(plan, self._shared.clients or sequences)
 
     # -- predicting -----------------------------------------------------------------------------
 
@@ -209,7 +205,7 @@ class CostModel:
     def correction(self, plan: Plan, sequences: float) -> float:
         """Factor on the profiled step time."""
         known = self._corrections.get(plan)
-        return 1.0 if known is None else known.at(batch_bucket(sequences))
+        return 1.0 if known is None else known.at(batch_bucket(self._shared.clients or sequences))
 
     @property
     def yields(self) -> Yields:
@@ -242,30 +238,26 @@ class CostModel:
         within = within or {min(tpot, key=tpot.__getitem__)}
         return Values(by_plan, max(within, key=by_plan.__getitem__), within)
 
-    def _steps(
-        self, sequences: int, bucket: int, is_shared: bool
-    ) -> list[tuple[float, int, float]]:
-        """Profiled seconds of every plan's step, its bucket of batches, and rows; where prefill
-        shares the steps, at the number that will decode under the plan."""
-        if not is_shared:
-            profiled, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
-            return [(step_s, batch, sequences) for step_s in profiled]
-        found = []
-        for index, row in enumerate(self._rows):
-            rows = self._occupancy.decoding(sequences, row.tokens, self._empty_steps)
-            low = max(1, int(rows))
-            step_s = self._profiled.on_grid(low, bucket)[index]
-            if rows > low:
-                above_s = self._profiled.on_grid(low + 1, bucket)[index]
-                step_s += (rows - low) * (above_s - step_s)
-            found.append((step_s, batch_bucket(round(rows)), rows))
-        return found
+    def _steps(self, sequences: int, bucket: int, is_shared: bool) -> list[PlanStep]:
+        """Of every plan; where prefill shares the steps, at so many clients."""
+        if is_shared:
+            return self._shared.steps(sequences, bucket)
+        profiled, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
+        return [PlanStep(step_s, batch, sequences) for step_s in profiled]
+
+    def _profiled_s(self, step: StepObservation) -> float:
+        """What such a step takes by the profile, or its plan's at as many clients."""
+        clients, plans = self._shared.clients, self.worth.plans
+        if clients is None or step.plan not in plans:
+            return self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
+        bucket = context_bucket(step.context_tokens / step.sequences)
+        return self._shared.steps(clients, bucket)[plans.index(step.plan)].profiled_s
 
     def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
         if not self.worth.learns:
             self._rounds.clear()
             return
-        answer_s = self._occupancy.tokens_per_answer * self._row_s / max(1, self._kept)
+        answer_s = self._shared.occupancy.tokens_per_answer * self._row_s / max(1, self._kept)
         self._kept, self._row_s = 0, 0.0
         if self._detector.update(self._rounds, self._yields, are_short=answer_s < REFRESH_S):
             self._alarmed_at = now
@@ -307,5 +299,5 @@ class CostModel:
             )
             for plan in self.worth.plans
         ]
-        self._empty_steps = self._clients.share  # one for all that is remembered until the next
+        self._shared.renew(self._profiled, [row.tokens for row in self._rows])
         self._remembered.clear()

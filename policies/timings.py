@@ -1,7 +1,7 @@
 """What steps took against the profile, by plan and size of batch: step time, learned as it goes.
 
 A correction is a factor on the profiled step time. It is the mean over recent steps, shrunk towards
-the plan's mean over all batches, times what is the machine's and not the plan's.
+what the plan's other sizes of batch say, times what is the machine's and not the plan's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from policies.vocabulary import Plan
 SAMPLES = 256  # steps that a step time is the mean of, per plan and batch bucket
 HALF_LIFE_S = 30.0
 OUTLIER = 4.0  # usual step times that one counts for at most
-TRUSTED_SAMPLES = 4.0  # what the next wider estimate weighs against the samples of a bucket
+TRUSTED_SAMPLES = 4.0  # what the other buckets weigh against the samples of one
+NEARNESS = 0.25  # what samples are worth in the next bucket
+LEAST_SAMPLES = 1e-3  # what is left of the oldest: without anything newer they still count
 LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
 
 
@@ -153,18 +155,30 @@ class Timings:
         buckets = sorted(timings)
         means = tuple(timings[bucket].mean for bucket in buckets)
         general = mean(means)
-        times, weights, bases = [], [], []
-        for bucket in buckets:
-            timing = timings[bucket]
-            count = timing.at(now)
-            shrunk = (count * timing.mean + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
+        weights = [timings[bucket].at(now) for bucket in buckets]
+        times, bases = [], []
+        for bucket, count in zip(buckets, weights, strict=True):
+            own, around = timings[bucket].mean, _around(bucket, buckets, weights, means)
+            shrunk = (count * own + TRUSTED_SAMPLES * around) / (count + TRUSTED_SAMPLES)
             base = profiled.at_centre(plan, bucket)
             bases.append(base)
             times.append(base * shrunk)
-            weights.append(count)
         smooth = isotonic(times, weights)
         corrections = (t / base for t, base in zip(smooth, bases, strict=True))
         return _Learned(means, general, dict(zip(buckets, corrections, strict=True)))
+
+
+def _around(
+    bucket: int, buckets: Sequence[int], counts: Sequence[float], means: Sequence[float]
+) -> float:
+    """What the other buckets say of this one, the near and the well known more; if there are none,
+    what it says itself."""
+    total = weights = 0.0
+    for other, count, found in zip(buckets, counts, means, strict=True):
+        if other != bucket or len(buckets) == 1:
+            weight = (count + LEAST_SAMPLES) * NEARNESS ** abs(other - bucket)
+            total, weights = total + weight * found, weights + weight
+    return total / weights
 
 
 def mean(values: Sequence[float]) -> float:
