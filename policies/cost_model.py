@@ -108,9 +108,11 @@ class CostModel:
         if 0.0 < step.seconds < math.inf:
             self._row_s += step.seconds * step.sequences
         if is_timed and step.is_alone and step.sequences > 0:
-            ratio = self.decoding_s(step) / (step.steps * self._profiled_s(step))
+            expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
             load = self._shared.clients or step.sequences
-            self._timings.add(step.plan, load, ratio, step.steps, now)
+            self._timings.add(
+                step.plan, load, self.decoding_s(step) / step.steps, expected_s, step.steps, now
+            )
         self._has_news = True
         if now - self._revised_at >= REFRESH_S:
             self.revise(now)
@@ -203,7 +205,8 @@ class CostModel:
         return sequences * self.tokens(plan) / self.step_s(plan, sequences, context_tokens)
 
     def correction(self, plan: Plan, sequences: float) -> float:
-        """Factor on the profiled step time."""
+        """Factor on the profiled step time; where steps are shared, at the clients of the step that
+        runs, whatever its `sequences`."""
         known = self._corrections.get(plan)
         return 1.0 if known is None else known.at(batch_bucket(self._shared.clients or sequences))
 
@@ -244,14 +247,6 @@ class CostModel:
             return self._shared.steps(sequences, bucket)
         profiled, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
         return [PlanStep(step_s, batch, sequences) for step_s in profiled]
-
-    def _profiled_s(self, step: StepObservation) -> float:
-        """What such a step takes by the profile, or its plan's at as many clients."""
-        clients, plans = self._shared.clients, self.worth.plans
-        if clients is None or step.plan not in plans:
-            return self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
-        bucket = context_bucket(step.context_tokens / step.sequences)
-        return self._shared.steps(clients, bucket)[plans.index(step.plan)].profiled_s
 
     def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
         if not self.worth.learns:

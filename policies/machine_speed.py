@@ -2,7 +2,7 @@
 
 A neighbour on the same cores, a lower clock, more requests to talk to: every plan takes longer, and
 if the plan in use were charged with it alone, all others would look better than they are. What a
-plan's step takes against its profile changes for the plan's own reasons when the plan or the batch
+plan's step takes against its profile changes for the plan's own reasons when the plan or the load
 changes, and for the machine's while both stay the same. So right after a change a step speaks for
 its plan, and later on it mostly speaks for the machine.
 
@@ -28,7 +28,7 @@ FIRST_STEPS = 5  # after a change of plan or batch, which speak for the plan
 MOST = 64.0  # slower or faster than this is no machine that still serves
 
 Case = tuple[Plan, int]
-"""A plan, and a bucket of batch sizes."""
+"""A plan, and a bucket of loads."""
 
 
 @dataclass(slots=True)

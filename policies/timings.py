@@ -1,7 +1,9 @@
-"""What steps took against the profile, by plan and size of batch: step time, learned as it goes.
+"""What steps took against the profile, by plan and load: step time, learned as it goes.
 
-A correction is a factor on the profiled step time. It is the mean over recent steps, shrunk towards
-what the plan's other sizes of batch say, times what is the machine's and not the plan's.
+A load is the size of the batch, or the number of clients where prefill shares steps
+(`shared_steps.py`). A correction is a factor on the profiled step time: what recent steps took
+together over what they should have, shrunk towards what loads near theirs say, times what is the
+machine's and not the plan's.
 """
 
 from __future__ import annotations
@@ -15,22 +17,24 @@ from policies.machine_speed import MOST, MachineSpeed, clipped
 from policies.profiled_steps import ProfiledSteps, batch_bucket
 from policies.vocabulary import Plan
 
-SAMPLES = 256  # steps that a step time is the mean of, per plan and batch bucket
+SAMPLES = 256  # steps that a step time is the mean of, per plan and bucket of loads
 HALF_LIFE_S = 30.0
 OUTLIER = 4.0  # usual step times that one counts for at most
-TRUSTED_SAMPLES = 4.0  # what the other buckets weigh against the samples of one
+TRUSTED_SAMPLES = 4.0  # what the other buckets weigh at most against the samples of one
 NEARNESS = 0.25  # what samples are worth in the next bucket
-LEAST_SAMPLES = 1e-3  # what is left of the oldest: without anything newer they still count
+LEAST_SAMPLES = 1e-3  # what is left of the oldest: among such, none knows better
 LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
 
 
 class Timing(NamedTuple):
-    """What a plan's steps took, against the profile and the machine's speed, in one bucket of batch
-    sizes. `steps` are those it rests on: at most `SAMPLES`, and fewer the longer ago they were.
+    """What a plan's steps took, against the profile and the machine's speed, in one bucket of
+    loads. `steps` are those it rests on: at most `SAMPLES`, and fewer the longer ago they were.
+    `mean` is what they took together over what they should have, `expected_s` the mean of that.
     `usual`: the logarithm of what a step takes if nothing comes in between."""
 
     steps: float = 0.0
     mean: float = 1.0
+    expected_s: float = 0.0
     usual: float | None = None
     last_at: float = -math.inf
 
@@ -39,14 +43,18 @@ class Timing(NamedTuple):
         half_lives = max(0.0, now - self.last_at) / HALF_LIFE_S
         return self.steps * math.pow(0.5, half_lives)
 
-    def after(self, ratio: float, steps: int, now: float) -> Timing:
+    def after(self, ratio: float, expected_s: float, steps: int, now: float) -> Timing:
+        """With `steps` more, each of which took `ratio` times `expected_s`."""
         known = min(float(SAMPLES), self.at(now) + steps)
         share, seen = min(1.0, steps / known), math.log(ratio)
         usual = seen if self.usual is None else self.usual
         # Tokens per second are made of what steps take on average, hiccups included; only what no
         # other step comes near is cut off.
-        mean = self.mean + share * (min(ratio, OUTLIER * math.exp(usual)) - self.mean)
-        return Timing(known, mean, usual + share * clipped(seen - usual), now)
+        ratio = min(ratio, OUTLIER * math.exp(usual))
+        # Long steps count more: the sum of what steps took is what tokens per second are made of.
+        expected = self.expected_s + share * (expected_s - self.expected_s)
+        mean = self.mean + share * expected_s / expected * (ratio - self.mean)
+        return Timing(known, mean, expected, usual + share * clipped(seen - usual), now)
 
 
 class _Learned(NamedTuple):
@@ -58,7 +66,7 @@ class _Learned(NamedTuple):
 
 
 class Correction(NamedTuple):
-    """Factor on a plan's profiled step times: by bucket of batch sizes, `general` where there is
+    """Factor on a plan's profiled step times: by bucket of loads, `general` where there is
     none for it; and `machine`, which either is to be multiplied by. Apart, since the machine's
     speed changes with every step, and the rest only with the plan's own."""
 
@@ -91,11 +99,15 @@ class Timings:
         """What all plans take, against the profile."""
         return self._speed.factor
 
-    def add(self, plan: Plan, sequences: int, ratio: float, steps: int, now: float) -> None:
-        """`steps` equal steps took `ratio` times what is profiled. What cannot be is ignored."""
+    def add(
+        self, plan: Plan, load: int, seconds: float, expected_s: float, steps: int, now: float
+    ) -> None:
+        """`steps` equal steps took `seconds` each, `expected_s` by the profile. What cannot be is
+        ignored. `load`: sequences of the batch, or clients."""
+        ratio = seconds / expected_s
         if not 1.0 / MOST <= ratio <= MOST:
             return
-        case = plan, batch_bucket(sequences)
+        case = plan, batch_bucket(load)
         by_bucket = self._by_plan.setdefault(plan, {})
         timing, jumps = by_bucket.get(case[1]) or Timing(), self._speed.jumps
         ratio = self._speed.relative(case, ratio, timing.usual, steps)
@@ -103,7 +115,7 @@ class Timings:
             return
         if self._speed.jumps > jumps:  # what was charged to the plan meanwhile was the machine's
             timing = self._calm.get(case, timing)
-        by_bucket[case[1]] = timing = timing.after(ratio, steps, now)
+        by_bucket[case[1]] = timing = timing.after(ratio, expected_s, steps, now)
         if self._speed.is_calm:
             self._calm[case] = timing
         self._new.add(plan)
@@ -149,17 +161,18 @@ class Timings:
         return Correction(NO_BUCKETS, general, self._speed.factor)
 
     def _learn(self, plan: Plan, profiled: ProfiledSteps, now: float) -> _Learned:
-        """Corrections whose step times do not fall as the batch grows: a lone sample that says so
+        """Corrections whose step times do not fall as the load grows: a lone sample that says so
         is noise."""
         timings = self._by_plan[plan]
         buckets = sorted(timings)
         means = tuple(timings[bucket].mean for bucket in buckets)
         general = mean(means)
-        weights = [timings[bucket].at(now) for bucket in buckets]
+        weights = [timings[bucket].at(now) + LEAST_SAMPLES for bucket in buckets]
         times, bases = [], []
-        for bucket, count in zip(buckets, weights, strict=True):
-            own, around = timings[bucket].mean, _around(bucket, buckets, weights, means)
-            shrunk = (count * own + TRUSTED_SAMPLES * around) / (count + TRUSTED_SAMPLES)
+        for bucket, count, own in zip(buckets, weights, means, strict=True):
+            around, samples = _around(bucket, buckets, weights, means)
+            trusted = min(TRUSTED_SAMPLES, samples)
+            shrunk = (count * own + trusted * around) / (count + trusted)
             base = profiled.at_centre(plan, bucket)
             bases.append(base)
             times.append(base * shrunk)
@@ -169,16 +182,16 @@ class Timings:
 
 
 def _around(
-    bucket: int, buckets: Sequence[int], counts: Sequence[float], means: Sequence[float]
-) -> float:
-    """What the other buckets say of this one, the near and the well known more; if there are none,
-    what it says itself."""
-    total = weights = 0.0
-    for other, count, found in zip(buckets, counts, means, strict=True):
-        if other != bucket or len(buckets) == 1:
-            weight = (count + LEAST_SAMPLES) * NEARNESS ** abs(other - bucket)
-            total, weights = total + weight * found, weights + weight
-    return total / weights
+    bucket: int, buckets: Sequence[int], weights: Sequence[float], means: Sequence[float]
+) -> tuple[float, float]:
+    """What the other buckets say of this one, and how many samples in it that is worth: the nearer
+    they are, the more."""
+    total = samples = 0.0
+    for other, count, found in zip(buckets, weights, means, strict=True):
+        if other != bucket:
+            weight = count * NEARNESS ** abs(other - bucket)
+            total, samples = total + weight * found, samples + weight
+    return (total / samples, samples) if samples else (1.0, 0.0)
 
 
 def mean(values: Sequence[float]) -> float:
