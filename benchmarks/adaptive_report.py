@@ -18,6 +18,7 @@ from benchmarks.adaptive_analysis import (
     changes,
     compare,
 )
+from benchmarks.adaptive_choice import choices
 from benchmarks.adaptive_reaction import Reaction
 from benchmarks.common import Spread, print_bars
 
@@ -29,6 +30,7 @@ def show(console: Console, measured: Measured) -> None:
     console.print(_rates(compared))
     console.print(_ratios(compared))
     console.print(_changes(measured))
+    console.print(_choices(measured))
     for line in _losses(measured, compared):
         console.print(line)
     console.print(f"schedule of the replica: {measured.schedule}")
@@ -53,6 +55,7 @@ def to_dict(measured: Measured) -> dict[str, Any]:
     return {
         "scenarios": {name: row.to_dict() for name, row in compared.items()},
         "adaptive": {name: row.to_dict() for name, row in changes(measured.windows).items()},
+        "choices": {name: row.to_dict() for name, row in choices(measured.windows).items()},
         "windows": [_window(window) for window in measured.windows],
         "clients": measured.received.to_dict() | {"lost_tokens": measured.lost_tokens},
         "dwell_s": measured.dwell_s,
@@ -138,6 +141,14 @@ def _changes(measured: Measured) -> Table:
         shares = (f"{short(p)} {share:.0%}" for p, share in row.share_in_plan.items())
         counts = (f"{row.switches:.0f}", f"{row.per_minute:.1f}", f"{row.probes:.0f}")
         table.add_row(name, *counts, f"{row.distrusts:.0f}", ", ".join(shares))
+    return table
+
+
+def _choices(measured: Measured) -> Table:
+    table = Table("adaptive's plans", "over the best plan", "adaptive over them, same rounds")
+    for name, row in choices(measured.windows).items():
+        error = "" if row.error is None else f" ± {row.error:.3f}"
+        table.add_row(name, f"{row.plans_to_best:.3f}", f"{row.to_its_plans:.3f}{error}")
     return table
 
 

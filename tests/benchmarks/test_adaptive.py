@@ -19,6 +19,7 @@ from benchmarks.adaptive_analysis import (
     changes,
     compare,
 )
+from benchmarks.adaptive_choice import choices
 from benchmarks.adaptive_load import KINDS, Answer, Ask, Load, Received, pools
 from benchmarks.adaptive_plot import draw
 from benchmarks.adaptive_reaction import Reaction, percentile
@@ -264,6 +265,20 @@ def test_a_loss_is_printed_with_what_the_governor_thought(
     show(make_console(), measured)
     printed = capsys.readouterr().out
     assert "0.600 of ss/8; ar 120 predicted, 50 seen, ss/8 90 predicted, 100 seen" in printed
+
+
+def test_what_was_chosen_is_told_apart_from_what_was_made_of_it() -> None:
+    """Half of the time in the best plan, half in one that makes 0.8 of it; and a machine that is a
+    tenth slower in adaptive's windows than in the others of the same round."""
+    windows = _windows({"ar": [80, 40], str(SS8): [100, 50], ADAPTIVE: [81, 40.5]}, "fixed 8")
+    halves = {"ar": 1.0, str(SS8): 1.0}
+    still = [replace(w, moves=False) for w in windows]
+    told = [replace(w, plan_seconds=halves) if w.arm == ADAPTIVE else w for w in still]
+    found = choices(told)["fixed 8"]
+    assert found.plans_to_best == pytest.approx(0.9)
+    assert found.to_its_plans == pytest.approx(0.9)
+    assert found.error == pytest.approx(0.0, abs=1e-9)
+    assert choices(still) == choices(windows) == {}
 
 
 _FACTS = {"commit": "abc", "date": "2026-01-01T00:00:00"}
