@@ -2,8 +2,8 @@
 
 A load is the size of the batch, or the number of clients where prefill shares steps
 (`shared_steps.py`). A correction is a factor on the profiled step time: what recent steps took
-together over what they should have, shrunk towards what loads near theirs say, times what is the
-machine's and not the plan's.
+together over what they should have, shrunk towards the plan's mean over all loads, times what is
+the machine's and not the plan's.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from policies.vocabulary import Plan
 SAMPLES = 256  # steps that a step time is the mean of, per plan and bucket of loads
 HALF_LIFE_S = 30.0
 OUTLIER = 4.0  # usual step times that one counts for at most
-TRUSTED_SAMPLES = 4.0  # what the other buckets weigh at most against the samples of one
-NEARNESS = 0.25  # what samples are worth in the next bucket
-LEAST_SAMPLES = 1e-3  # what is left of the oldest: among such, none knows better
+TRUSTED_SAMPLES = 4.0  # what the mean of all loads weighs against the samples of one
+LEAST_SAMPLES = 1e-3  # what is left of the oldest: halved often enough, it would be zero
 LARGEST_CORRECTION = 8.0  # further off than this is a hiccup, not a property of the plan
 
 
@@ -170,28 +169,13 @@ class Timings:
         weights = [timings[bucket].at(now) + LEAST_SAMPLES for bucket in buckets]
         times, bases = [], []
         for bucket, count, own in zip(buckets, weights, means, strict=True):
-            around, samples = _around(bucket, buckets, weights, means)
-            trusted = min(TRUSTED_SAMPLES, samples)
-            shrunk = (count * own + trusted * around) / (count + trusted)
+            shrunk = (count * own + TRUSTED_SAMPLES * general) / (count + TRUSTED_SAMPLES)
             base = profiled.at_centre(plan, bucket)
             bases.append(base)
             times.append(base * shrunk)
         smooth = isotonic(times, weights)
         corrections = (t / base for t, base in zip(smooth, bases, strict=True))
         return _Learned(means, general, dict(zip(buckets, corrections, strict=True)))
-
-
-def _around(
-    bucket: int, buckets: Sequence[int], weights: Sequence[float], means: Sequence[float]
-) -> tuple[float, float]:
-    """What the other buckets say of this one, and how many samples in it that is worth: the nearer
-    they are, the more."""
-    total = samples = 0.0
-    for other, count, found in zip(buckets, weights, means, strict=True):
-        if other != bucket:
-            weight = count * NEARNESS ** abs(other - bucket)
-            total, samples = total + weight * found, samples + weight
-    return (total / samples, samples) if samples else (1.0, 0.0)
 
 
 def mean(values: Sequence[float]) -> float:
