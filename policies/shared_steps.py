@@ -34,7 +34,6 @@ class SharedSteps:
         self.clients: int | None = None
         """At the step that runs; None in an engine whose prefill has steps of its own."""
         self._counter = Clients()
-        self._known: dict[tuple[int, int], list[PlanStep]] = {}
         self._profiled: ProfiledSteps | None = None
         self._tokens: Sequence[float] = ()
         self._empty_steps = 0.0
@@ -53,16 +52,11 @@ class SharedSteps:
     def renew(self, profiled: ProfiledSteps, tokens: Sequence[float]) -> None:
         """From now on: every plan's profile, and tokens per row and step, in order."""
         self._profiled, self._tokens = profiled, tokens
-        self._empty_steps = self._counter.share  # one for all that is known until the next time
-        self._known.clear()
+        self._empty_steps = self._counter.share  # one for all that is asked until the next time
 
     def steps(self, clients: int, context: int) -> list[PlanStep]:
         """Of every plan at so many clients, in a bucket of context lengths."""
-        known = self._known.get((clients, context))
-        if known is None:
-            known = [self._step(clients, context, index) for index in range(len(self._tokens))]
-            self._known[clients, context] = known
-        return known
+        return [self._step(clients, context, index) for index in range(len(self._tokens))]
 
     def _step(self, clients: int, context: int, index: int) -> PlanStep:
         assert self._profiled is not None

@@ -25,7 +25,7 @@ class Loop:
     step of prefill, and its answer has 12 to 60 tokens."""
 
     def __init__(self, clients: int) -> None:
-        self.model, self.now, self.clients = CostModel(WORTH), 0.0, clients
+        self.model, self.now = CostModel(WORTH), 0.0
         self.random = Random(clients)
         self.left = [self.random.randint(-1, 60) for _ in range(clients)]
         """Tokens of the answer; 0: about to be in prefill, below: between two requests."""

@@ -220,6 +220,7 @@ def test_counters_of_every_plan_add_up(copying, references):
             assert counters.forwards == 2 * counters.steps
             assert counters.rounds == counters.sequence_steps
             assert counters.drafted == counters.rounds * (plan.block_length - 1)
+            assert counters.accepted[0] <= counters.rounds
             assert list(counters.accepted) == sorted(counters.accepted, reverse=True)
             # What was verified behind the end of an answer is of no use to anybody.
             assert counters.committed == counters.rounds + sum(counters.accepted)
