@@ -9,28 +9,25 @@ and feeds it what it reads from metrics; replay uses the same. Time is an argume
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
 
-from policies.acceptance import HALF_LIFE_S, PRIOR_ROUNDS, Acceptance, Yields
-from policies.change_detector import ChangeDetector
-from policies.observation import StepObservation
+from policies.acceptance import HALF_LIFE_S, Yields
+from policies.learned_yields import LearnedYields
+from policies.observation import Drafted, StepObservation
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
 from policies.shared_steps import PlanStep, SharedSteps
 from policies.timings import Correction, Timings
-from policies.vocabulary import AR, Mode, Plan
+from policies.vocabulary import AR, Plan
 from policies.worth import Worth
 
 REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
+JUMP, JUMP_BY = 2.0, 3
+"""Times the sequences that there were, and by how many: others than before, most of them."""
 LEAST_SHARE = 0.2  # of a step with prefill that is decoding, whatever the profile says
 MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
-ALARM_HALF_LIFE_S, ALARM_LASTS_S = 1.0, 3.0
-OUTDATED_S = 15.0  # after an alarm: a controller may send what it knew before
-ALARM_FORGETS = 0.9
-"""Share of the evidence dropped when the traffic has changed, and how fast what follows counts."""
-DIFFUSION_ROUNDS = 50.0  # rows in steps of diffusion after which half of a new ratio is believed
 
 
 class Values(NamedTuple):
@@ -56,21 +53,15 @@ class CostModel:
     def __init__(self, worth: Worth, now: float = 0.0) -> None:
         self.worth = worth
         self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
-        self.acceptance = Acceptance(worth.chances, diffusion=worth.diffusion)
-        self._yields = self.acceptance.yields()
-        self._detector = ChangeDetector()
+        self.learned = LearnedYields(worth, now)
         self._shared = SharedSteps()
-        self._alarmed_at = -math.inf
         self._timings = Timings()
         self._corrections: dict[Plan, Correction] = {}
         self._rows: list[_Row] = []
-        self._rounds: dict[int, list[float]] = {}
-        self._kept, self._row_s = 0, 0.0
-        """Tokens, and seconds summed over the rows that took them, since the last revision."""
-        self._diffused: dict[int, list[float]] = {}
         self._remembered: dict[tuple[int, int, bool], Values] = {}
         self._revised_at = now
         self._has_news = False
+        self._met_at, self._met_of = -math.inf, 0
         self._renew()
 
     # -- learning -------------------------------------------------------------------------------
@@ -81,32 +72,14 @@ class CostModel:
             return
         self.worth = worth
         self._profiled = ProfiledSteps.of(worth.profile, worth.plans)
-        # A controller that has not seen the traffic change must not bring back what was forgotten.
-        is_outdated = self._revised_at < self._alarmed_at + OUTDATED_S
-        rounds = self.acceptance.prior_rounds if is_outdated else PRIOR_ROUNDS
-        self.acceptance = self.acceptance.with_prior(worth.chances, rounds)
-        self._yields = self.acceptance.yields()
+        self.learned.adopt(worth)
         self._renew()
 
     def observe(self, step: StepObservation, now: float, *, is_timed: bool = True) -> None:
         """Counts one step; estimates follow within `REFRESH_S`. `is_timed`: whether its seconds
         say anything of the plan's."""
-        if step.plan.mode is Mode.SELF_SPECULATION:
-            length = step.plan.block_length
-            counts = self._rounds.setdefault(length, [0.0] * (length + 1))
-            for kept in step.yields:
-                counts[min(kept, length)] += 1.0
-            for kept, rows in enumerate(step.counts):
-                if rows:  # few are
-                    counts[min(kept, length)] += rows
-        elif step.plan.mode is Mode.DIFFUSION:
-            sums = self._diffused.setdefault(step.plan.block_length, [0.0, 0.0])
-            sums[0] += step.rows
-            sums[1] += step.tokens
+        self.learned.observe(step)
         self._shared.end_step(step.tokens, step.answers)
-        self._kept += step.tokens
-        if 0.0 < step.seconds < math.inf:
-            self._row_s += step.seconds * step.sequences
         if is_timed and step.is_alone and step.sequences > 0:
             expected_s = self._profiled.step_s(step.plan, step.sequences, step.context_tokens)
             load = self._shared.clients or step.sequences
@@ -122,6 +95,18 @@ class CostModel:
         Returns how many clients there are, with those that are between two requests."""
         return self._shared.begin_step(decoding, running, waiting)
 
+    def meet(self, decoding: int, drafted: Callable[[], Drafted], now: float) -> None:
+        """So many decode. `drafted` tells how each one's drafts have fared; it is asked as often as
+        estimates are revised, and when there are twice as many, or half."""
+        few, many = sorted((decoding, self._met_of))
+        has_jumped = many >= JUMP * few and many - few >= JUMP_BY
+        if not decoding or (now - self._met_at < REFRESH_S and not has_jumped):
+            return
+        self._met_at, self._met_of = now, decoding
+        self.learned.meet(drafted(), at_once=has_jumped)
+        if has_jumped:
+            self._renew()
+
     def revise(self, now: float) -> None:
         """Brings the estimates up to date with what was counted."""
         elapsed_s, self._revised_at = max(0.0, now - self._revised_at), now
@@ -129,19 +114,8 @@ class CostModel:
             return
         self._has_news = False
         self._shared.occupancy.fade(0.5 ** (elapsed_s / HALF_LIFE_S))
-        self._revise_acceptance(elapsed_s, now)
-        self._revise_diffusion()
+        self.learned.revise(now, self._shared.occupancy.tokens_per_answer)
         self._renew()
-
-    @property
-    def is_unsettled(self) -> bool:
-        """Whether the traffic has just changed, or seems to."""
-        return self.is_relearning or (self.worth.learns and self._detector.is_suspicious)
-
-    @property
-    def is_relearning(self) -> bool:
-        """Whether the traffic has just changed, so that acceptance is little known."""
-        return self._revised_at < self._alarmed_at + ALARM_LASTS_S
 
     def timed(self, plan: Plan, sequences: float) -> tuple[float, float]:
         """Step times that the plan's correction at about this load rested on when the last of them
@@ -198,7 +172,7 @@ class CostModel:
 
     def tokens(self, plan: Plan, *, hard: bool = False) -> float:
         """Predicted tokens per sequence and step; `hard`: of a request of low acceptance."""
-        return self._yields.tokens(plan, hard=hard)
+        return self.learned.expected.tokens(plan, hard=hard)
 
     def throughput(self, plan: Plan, sequences: float, context_tokens: float) -> float:
         """Predicted tokens/s."""
@@ -212,7 +186,7 @@ class CostModel:
 
     @property
     def yields(self) -> Yields:
-        return self._yields
+        return self.learned.expected
 
     # -- the parts ------------------------------------------------------------------------------
 
@@ -248,34 +222,6 @@ class CostModel:
         profiled, batch = self._profiled.on_grid(sequences, bucket), batch_bucket(sequences)
         return [PlanStep(step_s, batch, sequences) for step_s in profiled]
 
-    def _revise_acceptance(self, elapsed_s: float, now: float) -> None:
-        if not self.worth.learns:
-            self._rounds.clear()
-            return
-        answer_s = self._shared.occupancy.tokens_per_answer * self._row_s / max(1, self._kept)
-        self._kept, self._row_s = 0, 0.0
-        if self._detector.update(self._rounds, self._yields, are_short=answer_s < REFRESH_S):
-            self._alarmed_at = now
-            self.acceptance = self.acceptance.forgetting(ALARM_FORGETS)
-        half_life_s = ALARM_HALF_LIFE_S if self.is_relearning else HALF_LIFE_S
-        self.acceptance = self.acceptance.after(self._rounds, elapsed_s, half_life_s)
-        self._yields = self.acceptance.yields()
-        self._rounds = {}
-
-    def _revise_diffusion(self) -> None:
-        for length, (rows, tokens) in self._diffused.items():
-            if not self.worth.learns or rows <= 0.0:
-                continue
-            drafts = max(0.1, self._yields.blocks[length] - 1.0)
-            ratio = (tokens / rows - 1.0) / drafts
-            share = rows / (rows + DIFFUSION_ROUNDS)
-            before = self.acceptance.diffusion[length]
-            ratio = before + share * (ratio - before)
-            self.acceptance = self.acceptance.with_diffusion(length, ratio)
-        if self._diffused:
-            self._diffused = {}
-            self._yields = self.acceptance.yields()
-
     def _renew(self) -> None:
         """What the estimates say, laid out for one pass over the plans."""
         if self.worth.learns:
@@ -284,7 +230,7 @@ class CostModel:
         else:
             timings = Timings()
         self._corrections = timings.corrections(self.worth.plans, self.worth.corrections)
-        tokens, is_limited = self._yields.tokens, self.worth.tpot_limit_s is not None
+        tokens, is_limited = self.learned.expected.tokens, self.worth.tpot_limit_s is not None
         self._rows = [
             _Row(
                 plan,

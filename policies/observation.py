@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from policies.vocabulary import Plan
+
+Numbers = Sequence[float] | npt.NDArray[np.float64]
+
+
+class Drafted(NamedTuple):
+    """How drafts of some requests have fared so far, request by request: positions tried, and
+    accepted. A position is tried if all before it were accepted."""
+
+    tried: Numbers
+    accepted: Numbers
+
+
+NOBODY = Drafted((), ())
 
 
 class StepObservation(NamedTuple):
@@ -13,9 +29,9 @@ class StepObservation(NamedTuple):
 
     `yields` are the tokens kept from each row; `context_tokens` were cached before the step.
     `is_alone`: no second plan ran in the step, so that `seconds` are the plan's own but for
-    `prompt_tokens`, which were prefilled on the way. `answers` ended with it. A simulation tells
-    `steps` equal ones at once: `seconds` is then their sum, and `counts[g]` the rows that kept g
-    tokens, in place of `yields`.
+    `prompt_tokens`, which were prefilled on the way. `answers` ended with it; `ended` says how the
+    drafts of those have fared. A simulation tells `steps` equal ones at once: `seconds` is then
+    their sum, and `counts[g]` the rows that kept g tokens, in place of `yields`.
     (A tuple, for one is made at every step, and a frozen dataclass takes four times as long.)
     """
 
@@ -29,6 +45,7 @@ class StepObservation(NamedTuple):
     steps: int = 1
     counts: Sequence[int] = ()
     answers: int = 0
+    ended: Drafted = NOBODY
 
     @property
     def rows(self) -> int:

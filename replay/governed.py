@@ -22,7 +22,9 @@ class Governed:
 
     def pick(self, replica: Replica, now: float) -> Plan:
         batch = replica.batch
-        return self.governor.pick(len(batch), now, batch.context, len(replica.waiting))
+        return self.governor.pick(
+            len(batch), now, batch.context, len(replica.waiting), drafted=batch.drafted
+        )
 
     def observe(self, step: StepObservation, now: float) -> None:
         self.governor.observe(step, now)

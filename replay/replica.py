@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from policies.observation import StepObservation
+from policies.observation import Drafted, StepObservation
 from policies.vocabulary import Mode, Plan
 from replay.batch import Batch, Draw, Request
 from replay.counters import Counters
@@ -206,9 +206,16 @@ class Replica:
         drawn = chunk.draw.kept
         kept = [0, steps * rows] if drawn is None else np.bincount(drawn[:steps].ravel()).tolist()
         self.counters.count(chunk.plan, steps, rows, seconds, tokens, kept)
-        ended = len(finished)
         step = StepObservation(
-            chunk.plan, rows, context, seconds, (), steps=steps, counts=kept, answers=ended
+            chunk.plan,
+            rows,
+            context,
+            seconds,
+            (),
+            steps=steps,
+            counts=kept,
+            answers=len(finished),
+            ended=Drafted([r.tried for r in finished], [r.accepted for r in finished]),
         )
         self.chooser.observe(step, now)
         for request in finished:

@@ -8,11 +8,11 @@ the same one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from policies.observation import StepObservation
+from policies.observation import Drafted, StepObservation
 from policies.vocabulary import SAFE_PLAN, Plan, Schedule
 from replicas.probing import Moment
 from replicas.worth_rule import WorthRule
@@ -114,18 +114,22 @@ class Governor:
         running: int | None = None,
         *,
         splits: bool = False,
+        drafted: Callable[[], Drafted] | None = None,
     ) -> Plan:
         """The plan for the next step with `decoding` sequences, at `now` seconds.
 
         `context_tokens` is the sum of their cached tokens, `waiting` the number of requests that
         are not admitted yet, `running` the sequences with those in prefill, where these share steps
         with decoding ones. `splits`: a step can run two plans, so a probe may be of `probed_rows`.
+        `drafted` tells of those that decode, asked now and then.
         """
         self.probed_rows, clients = None, None
         if self._rule is not None:  # pinned or not
             self._rule.prober.save(now)
             if running is not None:
                 clients = self._rule.model.begin_step(decoding, running, waiting)
+            if drafted is not None:
+                self._rule.model.meet(decoding, drafted, now)
         if now - self.received_at > self.schedule.ttl_s:
             self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
         elif self._rule is not None and self.schedule.worth is not None:

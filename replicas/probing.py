@@ -195,7 +195,7 @@ class Prober:
         """Whether the traffic is likely another than when last some drafted."""
         few, many = sorted((decoding, self._drafted_of))
         is_other = many >= OTHER_LOAD * few and many - few >= OTHER_BY
-        return is_other or self.model.is_unsettled
+        return is_other or self.model.learned.is_unsettled
 
     def _acceptance(self, moment: Moment, reserve_s: float) -> _Wanted | None:
         drafting = [p for p in moment.values.by_plan if p.mode is Mode.SELF_SPECULATION]

@@ -25,10 +25,6 @@ from policies.vocabulary import AR, Plan
 from policies.worth import Worth
 from replicas.probing import LONGEST_GAP_S, Moment, Probe, Prober
 
-LEAVING_AR = 1.5
-"""Times the hysteresis to leave AR: right after it the batch holds more easy requests than it will
-in steady self-speculation, where the hard ones stay longer, so what a probe promises is too much
-(reference: residence bias, docs/decisions/0003)."""
 DWELL_STEPS, DWELL_SWITCHES = 10, 20
 """The dwell in steps, of the plan that is left or of the next one, whichever are shorter, and in
 costs of a change. Steps of a long block in a large batch take half a second: ten of the worse plan
@@ -107,7 +103,7 @@ class WorthRule:
     def _if_it_pays(self, current: Plan, values: Values, since_s: float) -> Plan:
         """A large gain at once, a small one when it has stayed."""
         best, now_worth = values.best, values.by_plan[current]
-        hysteresis = self.worth.hysteresis * (LEAVING_AR if current == AR else 1.0)
+        hysteresis = self.worth.hysteresis
         negligible = NEGLIGIBLE * hysteresis
         gain = values.by_plan[best] / now_worth - 1.0
         if self._behind_s or gain > negligible:

@@ -42,7 +42,7 @@ from replicas.torch_engine.model import Batch, Model
 from replicas.torch_engine.modes import MODES, DecodeMode
 from replicas.torch_engine.sampling import choice_for, choose
 from replicas.torch_engine.scheduler import Chunk, Scheduler, Work
-from replicas.torch_engine.sequence import Sequence
+from replicas.torch_engine.sequence import Sequence, drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +225,7 @@ class TorchEngine:
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             splits=not self.captures_graphs,  # of one plan, a step is captured
+            drafted=scheduler.drafted,
         )
 
     def _modes(self, work: Work) -> list[DecodeMode]:
@@ -319,6 +320,8 @@ class TorchEngine:
         for group in work.groups:
             sequences = group.sequences
             yields = [kept.get(s.request.request_id, 0) for s in sequences]
+            group.count_rounds(yields)
+            ended = group.ended()
             share_s = seconds * len(sequences) / rows
             is_pure = is_alone and not prompt_tokens
             self.tallies[group.plan].add_yields(yields, share_s, is_pure=is_pure)
@@ -331,7 +334,8 @@ class TorchEngine:
                     yields=yields,
                     is_alone=is_alone,
                     prompt_tokens=prompt_tokens,
-                    answers=sum(s.finish_reason is not None for s in sequences),
+                    answers=len(ended),
+                    ended=drafted(ended),
                 ),
                 now,
             )

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from policies.observation import Drafted
 from policies.vocabulary import SAFE_PLAN, Mode, Plan
 from replicas.torch_engine.kv_cache import KVPool
 from replicas.torch_engine.modes.base import Group
-from replicas.torch_engine.sequence import Sequence
+from replicas.torch_engine.sequence import Sequence, drafted
 
 MIN_PREFILL_TOKENS = 64
 """Prefill tokens a step takes even when decoding fills its budget, so that no prompt starves."""
@@ -60,6 +61,10 @@ class Scheduler:
     @property
     def num_decoding(self) -> int:
         return sum(not s.is_prefilling for s in self.running)
+
+    def drafted(self) -> Drafted:
+        """How the drafts of each decoding sequence have fared."""
+        return drafted(s for s in self.running if not s.is_prefilling)
 
     @property
     def decoding_context(self) -> int:

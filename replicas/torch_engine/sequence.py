@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from policies.observation import Drafted
 from policies.vocabulary import Plan
 from replicas.engine import FinishReason, Request
 from replicas.torch_engine.detokenizer import TextStream
@@ -18,7 +20,8 @@ class Sequence:
     yet. That is all that is carried from step to step, so any two steps may differ in plan. The one
     exception is `block`: tokens that a diffusion block has fixed so far (mask elsewhere); it ends
     with its block and may be dropped at any time without loss. `queued_s` is how long it waited
-    until it first got a row.
+    until it first got a row. Of its drafts `tried` positions were verified, those before them being
+    right, and `accepted` of them were.
     """
 
     request: Request
@@ -34,6 +37,8 @@ class Sequence:
     block_plan: Plan | None = None
     finish_reason: FinishReason | None = None
     queued_s: float | None = None
+    tried: int = 0
+    accepted: int = 0
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt_token_ids)
@@ -91,7 +96,22 @@ class Sequence:
                 break
         return tuple(kept), text
 
+    def count_round(self, kept: int, block_length: int) -> None:
+        """A round of self-speculation kept so many tokens, what followed the end not counted."""
+        if not kept:
+            return
+        self.accepted += kept - 1
+        # The last one failed, unless the draft was right to its end or the sequence has ended.
+        is_cut = kept == block_length or self.finish_reason is not None
+        self.tried += kept - 1 if is_cut else kept
+
     def preempt(self) -> None:
         """Gives up its row; its tokens are kept, so nothing but work is lost."""
         self.row, self.cached = -1, 0
         self.block, self.block_plan = None, None
+
+
+def drafted(sequences: Iterable[Sequence]) -> Drafted:
+    """How the drafts of each have fared."""
+    found = list(sequences)
+    return Drafted([s.tried for s in found], [s.accepted for s in found])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policies.acceptance import POSITIONS, PRIOR_ROUNDS
 from policies.cost_model import REFRESH_S, CostModel
-from policies.observation import StepObservation
+from policies.observation import Drafted, StepObservation
 from policies.vocabulary import AR, all_plans
 from policies.worth import Worth
 from tests.policies.synthetic import (
@@ -284,7 +284,7 @@ def changed(now=10.0):
     hard = replace(WORTH, chances=(0.1,) * POSITIONS)
     model = learned(Machine(chance=lambda now: 0.1), [SPEC_8], worth=hard)
     machine = Machine(chance=lambda now: 0.9)
-    while not model.is_relearning:
+    while not model.learned.is_relearning:
         step = machine.step(SPEC_8, 2, 1024, now)
         now += step.seconds
         model.observe(step, now)
@@ -293,7 +293,7 @@ def changed(now=10.0):
 
 def test_a_change_of_traffic_drops_the_prior_with_the_evidence():
     model, _, _ = changed()
-    assert model.acceptance.prior_rounds < 0.2 * PRIOR_ROUNDS
+    assert model.learned.acceptance.prior_rounds < 0.2 * PRIOR_ROUNDS
 
 
 @pytest.mark.parametrize("later_s", [0.0, 10.0])
@@ -332,6 +332,9 @@ def test_shapes_beyond_max_positions_have_no_worth():
     assert set(model.values(500, 256000).by_plan) == {AR}  # AR has no other shape to fall back to
 
 
+REQUESTS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), max_size=5).map(
+    lambda found: Drafted([tried for tried, _ in found], [accepted for _, accepted in found])
+)
 STEPS = st.builds(
     StepObservation,
     plan=st.sampled_from(all_plans()),
@@ -343,19 +346,21 @@ STEPS = st.builds(
     prompt_tokens=st.integers(0, 100_000),
     steps=st.just(1),
     counts=st.just(()),
+    ended=REQUESTS,
 )
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.tuples(STEPS, st.floats(0, 5)), max_size=25),
+    st.lists(st.tuples(STEPS, REQUESTS, st.floats(0, 5)), max_size=25),
     st.integers(0, 500),
     st.floats(0, 1e8),
 )
 def test_whatever_is_observed_every_prediction_is_positive_and_finite(steps, sequences, context):
     model, now = CostModel(Worth(all_plans(), H100)), 0.0
-    for step, wait_s in steps:
+    for step, decoding, wait_s in steps:
         now += wait_s
+        model.meet(len(decoding.tried), lambda found=decoding: found, now)
         model.observe(step, now)
     model.revise(now + 1.0)
     values = model.values(sequences, context)

@@ -11,13 +11,13 @@ from policies.vocabulary import AR, Plan, Schedule
 from policies.worth import Worth
 from replay.batch import Request
 from replay.contenders import parse
-from replay.counters import INDEX, STEPS, plan_signals
+from replay.counters import INDEX, ROUNDS, STEPS, plan_signals
 from replay.governed import Governed
 from replay.load import OpenLoop, steps_of_load
 from replay.outcome import Outcome
 from replay.replica import Replica
 from replay.simulator import run
-from replay.traffic import Traffic
+from replay.traffic import CHANCES, Traffic
 from replay.world import World, make_world
 from replicas.governor import Governor
 from tests.replay.builders import MACHINE, alike, constant, setting, varied
@@ -109,11 +109,36 @@ def test_a_probe_is_one_step_and_leaves_the_plan_alone() -> None:
 class Listener(Governed):
     """Counts the answers that it is told have ended."""
 
-    answers = 0
+    answers = tokens = 0
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self.ended: list[tuple[float, float]] = []
 
     def observe(self, step: StepObservation, now: float) -> None:
         self.answers += step.answers
+        self.tokens += step.tokens
+        self.ended += zip(*step.ended, strict=True)
         super().observe(step, now)
+
+
+def test_the_governor_is_told_how_the_drafts_of_every_answer_fared() -> None:
+    plan = Plan.parse("self_speculation/8")
+    chooser = Listener(Schedule.pinned(plan))
+    replica = Replica("r", World(MACHINE, noise=0.0), chooser, Traffic(0), (0,), prefills=False)
+    due: float | None = None
+    for number in range(40):
+        due = replica.submit(Request(number, 0.0, 100, 1000, 0), 0.0) or due
+    while due is not None:
+        due = replica.advance(due)
+    assert len(chooser.ended) == 40
+    # Every round keeps a token besides the accepted ones, and one that is wrong ends it.
+    rounds = chooser.tokens - sum(accepted for _, accepted in chooser.ended)
+    assert rounds == replica.counters.table[:, ROUNDS].sum()
+    # Requests are told apart by it: their chances are those of their classes.
+    found = sorted({min(CHANCES, key=lambda c: abs(c - a / t)) for t, a in chooser.ended})
+    assert all(min(abs(a / t - c) for c in CHANCES) < 0.06 for t, a in chooser.ended)
+    assert len(found) > 1
 
 
 def test_the_governor_is_told_of_every_answer_that_ends() -> None:

@@ -3,11 +3,15 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.cost_model import REFRESH_S
+from policies.observation import Drafted
 from policies.vocabulary import AR, SAFE_PLAN, Band, Plan, Schedule, all_plans
 from replicas.governor import Governor, PickReason
+from tests.policies.synthetic import governor_of
 
 SPEC_4, SPEC_8, SPEC_16 = (Plan.parse(f"self_speculation/{n}") for n in (4, 8, 16))
 BANDS = (Band(4, SPEC_16), Band(16, SPEC_8), Band(None, AR))
@@ -109,6 +113,22 @@ def test_an_older_schedule_is_ignored(first, second):
     governor = Governor(held)
     assert governor.receive(offered, 1.0) is (second >= first)
     assert governor.schedule is (offered if second >= first else held)
+
+
+def test_who_decodes_is_asked_for_now_and_then_and_when_their_number_jumps():
+    """It takes the engine longer than all the rest of a pick."""
+    asked = []
+
+    def drafted():
+        asked.append(now)
+        return Drafted([8.0] * decoding, [6.0] * decoding)
+
+    governor = governor_of()
+    for index in range(4000):
+        now, decoding = index / 2000, 40 if index > 2500 else 4
+        governor.pick(decoding, now, decoding * 512, drafted=drafted)
+    assert len(asked) == pytest.approx(2.0 / REFRESH_S, abs=2)
+    assert 2501 / 2000 in asked
 
 
 def test_a_withdrawn_plan_is_left_at_once():

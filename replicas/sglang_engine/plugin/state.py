@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from replicas.sglang_engine.plugin.control import ScheduleFile
 from replicas.sglang_engine.plugin.view import NothingYet, SchedulerView
 from replicas.sglang_engine.protocol import PluginReport, Switches
 from replicas.torch_engine.counters import Tallies
+from replicas.torch_engine.sequence import Sequence, drafted
 
 # Read from the disk at every call, and reports are frequent.
 _version = cache(version)
@@ -49,12 +50,18 @@ class DecoderState:
         self.governor = Governor(Schedule.pinned(SAFE_PLAN), received_at=self.clock())
         self._follow()
 
-    def pick(self, decoding: int, context_tokens: int) -> Plan:
-        """The plan of the next step, no longer than the server was started for."""
+    def pick(self, sequences: Collection[Sequence]) -> Plan:
+        """The plan of the next step of these, no longer than the server was started for."""
         with self._lock:
             self._follow()
             waiting = self.scheduler.waiting
-            plan = self.governor.pick(decoding, self.clock(), context_tokens, waiting)
+            plan = self.governor.pick(
+                len(sequences),
+                self.clock(),
+                sum(s.cached for s in sequences),
+                waiting,
+                drafted=lambda: drafted(sequences),
+            )
         return self._fitting(plan)
 
     def observe(self, step: StepObservation, share: float = 1.0) -> None:

@@ -8,11 +8,12 @@ survive the step is in the sequences.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from policies.vocabulary import Plan
+from policies.vocabulary import Mode, Plan
 from replicas.torch_engine.batch import Rows
 from replicas.torch_engine.sampling import Choice, choice_for
 from replicas.torch_engine.sequence import Sequence
@@ -24,6 +25,16 @@ class Group:
 
     plan: Plan
     sequences: list[Sequence]
+
+    def count_rounds(self, kept: Iterable[int]) -> None:
+        """So many tokens were kept of each; who drafted remembers how that went."""
+        if self.plan.mode is Mode.SELF_SPECULATION:
+            for sequence, count in zip(self.sequences, kept, strict=True):
+                sequence.count_round(count, self.plan.block_length)
+
+    def ended(self) -> list[Sequence]:
+        """Those that were done with this step."""
+        return [s for s in self.sequences if s.finish_reason is not None]
 
 
 @dataclass(slots=True)

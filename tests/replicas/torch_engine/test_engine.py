@@ -234,6 +234,22 @@ def test_counters_of_every_plan_add_up(copying, references):
             assert counters.rounds == counters.sequence_steps == counters.committed
 
 
+def test_every_sequence_remembers_how_its_drafts_fared(copying, references):
+    """Those of one plan add up to what the counters say."""
+    engine = build_engine(copying)
+    for number, prompt in enumerate(list(references)[:3]):
+        engine.submit(request(str(number), prompt, 40, plan=SPECULATION[0]))
+    for _ in range(6):
+        engine.step()
+    counters = engine.report().plans[SPECULATION[0]]
+    tried, accepted = engine.scheduler.drafted()
+    assert len(tried) == engine.report().decoding == 3
+    assert sum(accepted) == sum(counters.accepted) > 0
+    in_vain = sum(tried) - sum(accepted)
+    to_the_end = counters.accepted[-1]
+    assert in_vain == counters.rounds - to_the_end
+
+
 def test_pinned_plans_share_the_engine_and_keep_their_own(copying, references):
     engine = build_engine(copying)
     pin(engine, Plan.parse("self_speculation/16"))

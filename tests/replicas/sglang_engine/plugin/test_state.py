@@ -78,11 +78,11 @@ def sgl_request(output: tuple[int, ...] = (), **sampling: Any) -> Any:
 
 def test_a_schedule_is_followed_at_the_next_step(tmp_path: Path) -> None:
     state = state_at(tmp_path)
-    assert state.pick(1, 0) == AR
+    assert state.pick([sequence_of(sgl_request())]) == AR
     write_schedule(tmp_path, Schedule.pinned(SHORT, version=1))
-    assert state.pick(1, 0) == SHORT
+    assert state.pick([sequence_of(sgl_request())]) == SHORT
     write_schedule(tmp_path, Schedule.pinned(BLOCK, version=0))  # older
-    assert state.pick(1, 0) == SHORT
+    assert state.pick([sequence_of(sgl_request())]) == SHORT
 
 
 def test_a_broken_schedule_is_reported_and_the_last_one_goes_on(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_broken_schedule_is_reported_and_the_last_one_goes_on(tmp_path: Path) 
 
 def test_a_plan_is_cut_to_the_longest_block_the_server_was_started_for(tmp_path: Path) -> None:
     write_schedule(tmp_path, Schedule.pinned(LONG, version=1))
-    assert state_at(tmp_path, max_block_length=8).pick(1, 0) == SHORT
+    assert state_at(tmp_path, max_block_length=8).pick([sequence_of(sgl_request())]) == SHORT
 
 
 def test_what_steps_yield_is_counted_by_plan(tmp_path: Path) -> None:
