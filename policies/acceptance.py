@@ -163,7 +163,9 @@ class Yields(NamedTuple):
         if plan.mode is Mode.AR:
             return 1.0
         length = plan.block_length
-        drafted = _geometric(self.hard, length) if hard else self.blocks[length]
+        drafted = self.blocks[length]
+        if hard:
+            drafted = min(drafted, _geometric(self.hard, length))
         if plan.mode is Mode.SELF_SPECULATION:
             return drafted
         return max(DIFFUSION_FLOOR, 1.0 + self.diffusion[length] * (drafted - 1.0))

@@ -15,17 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.acceptance import HALF_LIFE_S, Yields
-from policies.learned_yields import LearnedYields
+from policies.learned_yields import REFRESH_S, LearnedYields
 from policies.observation import Drafted, StepObservation
 from policies.profiled_steps import ProfiledSteps, batch_bucket, context_bucket
+from policies.request_mix import are_others
 from policies.shared_steps import PlanStep, SharedSteps
 from policies.timings import Correction, Timings
 from policies.vocabulary import AR, Plan
 from policies.worth import Worth
 
-REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
-JUMP, JUMP_BY = 2.0, 3
-"""Times the sequences that there were, and by how many: others than before, most of them."""
 LEAST_SHARE = 0.2  # of a step with prefill that is decoding, whatever the profile says
 MAX_REMEMBERED = 4096  # loads whose worth is remembered until the next revision
 
@@ -95,16 +93,17 @@ class CostModel:
         Returns how many clients there are, with those that are between two requests."""
         return self._shared.begin_step(decoding, running, waiting)
 
-    def meet(self, decoding: int, drafted: Callable[[], Drafted], now: float) -> None:
-        """So many decode. `drafted` tells how each one's drafts have fared; it is asked as often as
-        estimates are revised, and when there are twice as many, or half."""
-        few, many = sorted((decoding, self._met_of))
-        has_jumped = many >= JUMP * few and many - few >= JUMP_BY
-        if not decoding or (now - self._met_at < REFRESH_S and not has_jumped):
+    def meet(self, running: int, drafted: Callable[[], Drafted], now: float) -> None:
+        """So many run. `drafted` tells how the drafts of those that decode have fared; it is asked
+        as often as estimates are revised, and when most are others."""
+        are_new = are_others(running, self._met_of)
+        if not self.worth.learns or (now - self._met_at < REFRESH_S and not are_new):
             return
-        self._met_at, self._met_of = now, decoding
-        self.learned.meet(drafted(), at_once=has_jumped)
-        if has_jumped:
+        self._met_at, self._met_of = now, running
+        decoding = drafted()
+        if len(decoding.tried):
+            self.learned.meet(decoding, at_once=are_new)
+        if are_new:
             self._renew()
 
     def revise(self, now: float) -> None:

@@ -22,17 +22,17 @@ OUTDATED_S = 15.0  # after an alarm: a controller may send what it knew before
 ALARM_FORGETS = 0.9
 """Share of the evidence dropped when the traffic has changed, and how fast what follows counts."""
 DIFFUSION_ROUNDS = 50.0  # rows in steps of diffusion after which half of a new ratio is believed
-SOON_S = 0.25
-"""Answers over sooner than this are over before what is learned of them is of use: it is as often
-that estimates are revised."""
+REFRESH_S = 0.25  # between two revisions of the estimates; a step only counts
+LONGEST_ANSWER_S = 1e6  # for what cannot be
 
 
 class LearnedYields:
-    """Of one replica. `expected` is what a plan will yield; time is an argument."""
+    """Of one replica. `expected` is what a plan will yield, `present` what it would yield those
+    that decode now. Time is an argument."""
 
     def __init__(self, worth: Worth, now: float) -> None:
         self.acceptance = Acceptance(worth.chances, diffusion=worth.diffusion)
-        self.expected = self._measured = self.acceptance.yields()
+        self.expected = self.present = self._measured = self.acceptance.yields()
         self._learns = worth.learns
         self._mix = RequestMix()
         self._detector = ChangeDetector()
@@ -86,7 +86,8 @@ class LearnedYields:
         for kept, rows in enumerate(step.counts):
             if rows:  # few are
                 counts[min(kept, length)] += rows
-        self._mix.count(step.rows)
+        if self._learns:
+            self._mix.count(step.rows)
 
     def meet(self, decoding: Drafted, *, at_once: bool = True) -> None:
         """Who decodes now; `expected` follows, `at_once` or with the next revision."""
@@ -102,21 +103,22 @@ class LearnedYields:
         self._expect()
 
     def _revise_acceptance(self, elapsed_s: float, now: float, tokens_per_answer: float) -> None:
+        kept, row_s, self._kept, self._row_s = self._kept, self._row_s, 0, 0.0
         if not self._learns:
             self._rounds.clear()
             return
         self._mix.expect_answers(tokens_per_answer)
-        if self._kept:
-            self._answer_s = tokens_per_answer * self._row_s / self._kept
-        self._kept, self._row_s = 0, 0.0
-        are_short = self._answer_s < SOON_S
+        if kept:
+            self._answer_s = min(LONGEST_ANSWER_S, tokens_per_answer * row_s / kept)
+        # They are over before what is learned of them is of use.
+        are_short = self._answer_s < REFRESH_S
         if self._detector.update(self._rounds, self._measured, are_short=are_short):
             self._alarmed_at = now
             self.acceptance = self.acceptance.forgetting(ALARM_FORGETS)
             self._mix.forget(ALARM_FORGETS)
         half_life_s = ALARM_HALF_LIFE_S if self.is_relearning else HALF_LIFE_S
         self.acceptance = self.acceptance.after(self._rounds, elapsed_s, half_life_s)
-        self._mix.fade(0.5 ** (elapsed_s / half_life_s))
+        self._mix.after(0.5 ** (elapsed_s / half_life_s))
         self._measured = self.acceptance.yields()
         self._rounds = {}
 
@@ -124,7 +126,7 @@ class LearnedYields:
         for length, (rows, tokens) in self._diffused.items():
             if not self._learns or rows <= 0.0:
                 continue
-            drafts = max(0.1, self._measured.blocks[length] - 1.0)
+            drafts = max(0.1, self.present.blocks[length] - 1.0)
             ratio = (tokens / rows - 1.0) / drafts
             share = rows / (rows + DIFFUSION_ROUNDS)
             before = self.acceptance.diffusion[length]
@@ -136,12 +138,13 @@ class LearnedYields:
 
     def _expect(self) -> None:
         ratios = self._mix.ratios(self.acceptance.prior_rounds, self._answer_s)
-        is_known = self._learns and ratios
-        self.expected = _carried_over(self._measured, ratios) if is_known else self._measured
+        self.expected = self.present = self._measured
+        if self._learns and ratios is not None:
+            self.expected = _scaled(self._measured, ratios.expected)
+            self.present = _scaled(self._measured, ratios.present)
 
 
-def _carried_over(yields: Yields, ratios: Mapping[int, float]) -> Yields:
-    """To requests whose rounds yield so many times as much."""
+def _scaled(yields: Yields, ratios: Mapping[int, float]) -> Yields:
     blocks = {
         length: min(float(length), max(1.0, tokens * ratios[length]))
         for length, tokens in yields.blocks.items()

@@ -21,6 +21,7 @@ and a plan is not changed for them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,77 +44,107 @@ an interval that is met by chance)."""
 
 USUAL, SPREAD, LEAST = 0.78, 0.15, 0.05
 """What requests are like at first: a bell around the usual chance, and some of every kind."""
-PRIOR_REQUESTS, MOST_REQUESTS = 20.0, 200.0
-"""What that counts for, and how many requests that have ended are remembered."""
+_BELL = np.exp(-0.5 * ((CHANCES - USUAL) / SPREAD) ** 2) + LEAST
+FIRST_WEIGHTS: Floats = _BELL / _BELL.sum()
+GUESSED_REQUESTS = 5.0  # what that counts for, so that one of any kind is known when it comes
+SURE_REQUESTS, MOST_REQUESTS = 20.0, 200.0
+"""Requests that drafted and have ended: after so many it is believed how far requests differ, and
+so many are remembered once the traffic has changed; and how many are at most."""
+LEAST_ROUNDS = 1e-6  # in an estimate, or nothing would be left of it after a night
 AHEAD_S = 2.0
 """How far plans are looked ahead: a plan stays for seconds. Who decodes now counts by how long an
 answer takes beside it."""
+OTHER_LOAD, OTHER_BY = 2.0, 3
+"""Times the requests that there were, or fewer, and by how many."""
+
+
+def are_others(number: int, before: int) -> bool:
+    """Whether most of so many requests must be others than so many were, or most have gone."""
+    few, many = sorted((number, before))
+    return many >= OTHER_LOAD * few and many - few >= OTHER_BY
+
+
+class Ratios(NamedTuple):
+    """Yields over the measured ones, by block length: of those that decode now, and of those that
+    will under a plan that stays."""
+
+    present: Mapping[int, float]
+    expected: Mapping[int, float]
 
 
 class RequestMix:
-    """Of one replica. Means over requests are arrays by block length, in order."""
+    """Of one replica. Distributions are arrays over `CHANCES`."""
 
     def __init__(self) -> None:
-        self._requests = PRIOR_REQUESTS * _first_weights()
-        """How many of late had each chance, the first guess included."""
-        self._measured = np.zeros(len(BLOCK_LENGTHS))
-        self._rounds = 0.0
-        """Sum of G over rounds, as they fade, and how many they are."""
+        self._ended = np.zeros(len(CHANCES))
+        """Requests of late that drafted and have ended."""
+        self._measured = np.zeros(len(CHANCES))
+        """Rounds that an estimate rests on, and those that none was made of yet."""
+        self._new = np.zeros(len(CHANCES))
         self._present: Floats | None = None
-        """Of those that decode."""
+        """Share of those that decode."""
         self._tokens = TOKENS
 
     def expect_answers(self, tokens: float) -> None:
         """How long answers are, on average."""
+        tokens = max(1.0, tokens)
         self._tokens = tokens * TOKENS / (tokens + BEYOND)
 
     def meet(self, decoding: Drafted) -> None:
         """Who decodes now; at least one."""
-        present: Floats = self._tokens @ self._chances(*decoding).mean(axis=0)
-        self._present = present
+        self._present = self._chances(*decoding).mean(axis=0)
 
     def count(self, rounds: int) -> None:
         """So many rounds of those met last."""
         if self._present is not None:
-            self._measured += rounds * self._present
-            self._rounds += rounds
+            self._new = self._new + rounds * self._present
 
     def ended(self, requests: Drafted) -> None:
         """Requests have ended. Of one without drafts nothing is learned."""
         tried, accepted = np.asarray(requests.tried), np.asarray(requests.accepted)
         known = tried > 0
-        if not known.any():
-            return
-        found = self._chances(tried[known], accepted[known]).sum(axis=0)
-        self._requests = self._requests + found
-        self._requests *= min(1.0, MOST_REQUESTS / self._requests.sum())
+        if known.any():
+            self._ended = self._ended + self._chances(tried[known], accepted[known]).sum(axis=0)
+            self._remember(MOST_REQUESTS)
 
-    def fade(self, keep: float) -> None:
-        """Keeps this share of the rounds, as the estimate does that was learned from them."""
-        self._measured *= keep
-        self._rounds *= keep
+    def after(self, keep: float) -> None:
+        """An estimate was made of what was counted, and of this share of what it rested on."""
+        self._measured = keep * self._measured + self._new
+        self._new = np.zeros(len(CHANCES))
 
     def forget(self, share: float) -> None:
-        """The traffic has changed."""
-        self.fade(1.0 - share)
-        self._requests *= 1.0 - share
+        """The traffic has changed: this share of the rounds is dropped, those counted since apart,
+        and what requests are like is less certain."""
+        self._measured = (1.0 - share) * self._measured
+        self._remember(SURE_REQUESTS)
 
-    def ratios(self, prior_rounds: float, answer_s: float) -> Mapping[int, float]:
-        """What to expect over what was measured, by block length; empty before anybody was met.
+    def ratios(self, prior_rounds: float, answer_s: float) -> Ratios | None:
+        """None before anybody was met.
 
         `prior_rounds`: what the estimate rests on besides rounds, which are taken to be of a plan
         that stays. `answer_s`: how long an answer takes.
         """
         if self._present is None:
-            return {}
-        steady = 1.0 / (self._weights() / self._tokens).sum(axis=1)
+            return None
+        steady = 1.0 / (1.0 / self._tokens @ self._weights())
+        present = self._tokens @ self._present
+        other_rounds = max(LEAST_ROUNDS, prior_rounds)
+        rounds = self._measured.sum() + other_rounds
+        measured = (self._tokens @ self._measured + other_rounds * steady) / rounds
         share = answer_s / (answer_s + AHEAD_S)
-        expected = share * self._present + (1.0 - share) * steady
-        measured = (self._measured + prior_rounds * steady) / (self._rounds + prior_rounds)
-        return dict(zip(BLOCK_LENGTHS, (expected / measured).tolist(), strict=True))
+        expected = share * present + (1.0 - share) * steady
+        # How far requests differ is a guess until some have ended.
+        certainty = min(1.0, self._ended.sum() / SURE_REQUESTS)
+        return Ratios(
+            *(_by_length(1.0 + certainty * (of / measured - 1.0)) for of in (present, expected))
+        )
+
+    def _remember(self, most: float) -> None:
+        self._ended = self._ended * (most / max(most, self._ended.sum()))
 
     def _weights(self) -> Floats:
-        weights: Floats = self._requests / self._requests.sum()
+        requests = self._ended + GUESSED_REQUESTS * FIRST_WEIGHTS
+        weights: Floats = requests / requests.sum()
         return weights
 
     def _chances(self, tried: Numbers, accepted: Numbers) -> Floats:
@@ -127,7 +158,5 @@ class RequestMix:
         return found
 
 
-def _first_weights() -> Floats:
-    weights = np.exp(-0.5 * ((CHANCES - USUAL) / SPREAD) ** 2) + LEAST
-    found: Floats = weights / weights.sum()
-    return found
+def _by_length(ratios: Floats) -> dict[int, float]:
+    return dict(zip(BLOCK_LENGTHS, ratios.tolist(), strict=True))

@@ -1,8 +1,9 @@
 """The clairvoyant: it knows every sequence's acceptance, its length, and what a step takes.
 
-Greedy: at every step the plan that yields most tokens per second from this batch, so it is an upper
-bound for what can be known, and close to one for what can be done; changing costs it nothing. Part
-of the gap to it nobody can close, since nobody knows lengths.
+Greedy: at every step the plan that yields most tokens per second from this batch. That is all that
+can be known, and near all that can be done, but no bound of it: the easy requests that it serves
+quickly leave it with the hard ones, so a plan that stays can make more. Changing costs it nothing.
+Part of the gap to it nobody can close, since nobody knows lengths.
 """
 
 from __future__ import annotations

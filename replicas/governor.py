@@ -129,7 +129,7 @@ class Governor:
             if running is not None:
                 clients = self._rule.model.begin_step(decoding, running, waiting)
             if drafted is not None:
-                self._rule.model.meet(decoding, drafted, now)
+                self._rule.model.meet(decoding if running is None else running, drafted, now)
         if now - self.received_at > self.schedule.ttl_s:
             self._move_to(SAFE_PLAN, PickReason.EXPIRED, 0.0, now)
         elif self._rule is not None and self.schedule.worth is not None:

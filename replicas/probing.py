@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from policies.cost_model import CostModel, Values
 from policies.observation import StepObservation
+from policies.request_mix import are_others
 from policies.vocabulary import AR, Mode, Plan
 
 LOOK_GAP_S = 0.05  # between two looks for something to probe
@@ -26,8 +27,6 @@ RESERVE_S = 0.05  # of it kept for urgent ones
 FOLLOW_UP_S = 0.04  # and kept for when the traffic seems to have changed
 ACCEPTANCE_AGE_S = 1.0  # without a draft for so long, acceptance is to be probed
 CHANGED_AGE_S = 0.1  # the same once the traffic seems to have changed
-OTHER_LOAD, OTHER_BY = 2.0, 3
-"""Times the sequences that there were, or fewer, and by how many: likely other traffic, too."""
 ACCEPTANCE_LENGTH = 8  # block length for that, where it is allowed: long enough to tell much
 PAID_ROUNDS, PROBED_ROUNDS = 2, 8
 """Rounds of a probe of acceptance that are paid for, and rounds until which it goes on while it
@@ -193,9 +192,7 @@ class Prober:
 
     def _has_changed(self, decoding: int) -> bool:
         """Whether the traffic is likely another than when last some drafted."""
-        few, many = sorted((decoding, self._drafted_of))
-        is_other = many >= OTHER_LOAD * few and many - few >= OTHER_BY
-        return is_other or self.model.learned.is_unsettled
+        return are_others(decoding, self._drafted_of) or self.model.learned.is_unsettled
 
     def _acceptance(self, moment: Moment, reserve_s: float) -> _Wanted | None:
         drafting = [p for p in moment.values.by_plan if p.mode is Mode.SELF_SPECULATION]

@@ -189,7 +189,9 @@ class WorthRule:
     def _observe_yield(
         self, step: StepObservation, seconds: float, expected_s: float, now: float
     ) -> None:
-        predicted = step.sequences * self.model.tokens(step.plan) / expected_s
+        # Of those that decode: that they are hard is no reason to distrust a plan that pays.
+        tokens = self.model.learned.present.tokens(step.plan)
+        predicted = step.sequences * tokens / expected_s
         in_ar = self.model.throughput(AR, step.sequences, step.context_tokens)
         least = max(DISTRUST_BELOW * predicted, DISTRUST_BELOW_AR * in_ar)
         if step.plan == AR or not self._is_queueing or step.tokens >= least * seconds:

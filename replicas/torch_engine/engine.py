@@ -321,7 +321,7 @@ class TorchEngine:
             sequences = group.sequences
             yields = [kept.get(s.request.request_id, 0) for s in sequences]
             group.count_rounds(yields)
-            ended = group.ended()
+            ended = [s for s in sequences if s.finish_reason is not None]
             share_s = seconds * len(sequences) / rows
             is_pure = is_alone and not prompt_tokens
             self.tallies[group.plan].add_yields(yields, share_s, is_pure=is_pure)

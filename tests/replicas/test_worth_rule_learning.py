@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.observation import StepObservation
+from policies.observation import Drafted, StepObservation
 from policies.vocabulary import AR, Mode, all_plans
 from replicas.governor import PickReason
 from tests.policies.synthetic import (
@@ -85,6 +85,33 @@ def test_steps_with_prefill_in_them_count_for_the_safety_rule():
         governor.observe(step, 10.1 + 0.1 * index)
     assert governor.plan == AR
     assert governor.reason is PickReason.DISTRUST
+
+
+def test_that_those_who_decode_are_hard_is_no_reason_for_distrust():
+    """The plan pays in the long run, and of those who are there nothing better was expected."""
+    governor, draw, now = governor_of(QUIET), random.Random(0), 0.0
+    tried, accepted, chances = [0.0] * 32, [0.0] * 32, [0.95, 0.4] * 16
+    for index in range(6000):
+        if index == 4000:  # none but hard ones are left, with long answers
+            tried, accepted, chances = [200.0] * 32, [80.0] * 32, [0.4] * 32
+        waiting, here = 9 if index > 4050 else 0, Drafted([*tried], [*accepted])
+        plan = governor.pick(32, now, 32 * 512, waiting, drafted=lambda found=here: found)
+        yields, ended = [], Drafted([], [])
+        for row, chance in enumerate(chances):
+            kept = 1
+            while kept < plan.block_length and draw.random() < chance:
+                kept += 1
+            yields.append(kept)
+            accepted[row] += kept - 1
+            tried[row] += min(kept, plan.block_length - 1)
+        if index % 10 == 0 and index < 4000:  # answers end, and the next are of the same kinds
+            ended = Drafted([*tried], [*accepted])
+            tried, accepted = [0.0] * 32, [0.0] * 32
+        now += 0.01
+        step = StepObservation(plan, 32, 32 * 512, 0.01, yields, answers=len(ended.tried))
+        governor.observe(step._replace(ended=ended), now)
+    assert governor.plan.mode is Mode.SELF_SPECULATION
+    assert governor.distrusts == 0
 
 
 def test_without_a_queue_a_collapse_is_left_to_the_estimates():

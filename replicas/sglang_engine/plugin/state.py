@@ -44,6 +44,9 @@ class DecoderState:
     tallies: Tallies = field(init=False, default_factory=Tallies)
     totals: Totals = field(init=False, default_factory=Totals)
     scheduler: SchedulerView = field(default_factory=NothingYet)
+    _decoding: Collection[Sequence] = ()
+    _gone: list[Sequence] = field(default_factory=list)
+    """Since the last step was observed."""
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -51,7 +54,14 @@ class DecoderState:
         self._follow()
 
     def pick(self, sequences: Collection[Sequence]) -> Plan:
-        """The plan of the next step of these, no longer than the server was started for."""
+        """The plan of the next step of these, no longer than the server was started for.
+
+        Who was there and is not has ended, however it was: an end that SGLang makes, a stop string
+        that the replica has seen, a client that has left.
+        """
+        here = {id(s) for s in sequences}
+        self._gone += [s for s in self._decoding if id(s) not in here]
+        self._decoding = sequences
         with self._lock:
             self._follow()
             waiting = self.scheduler.waiting
@@ -65,11 +75,14 @@ class DecoderState:
         return self._fitting(plan)
 
     def observe(self, step: StepObservation, share: float = 1.0) -> None:
-        """Counts one plan's part of a step, and `share` of the step's seconds for it."""
+        """Counts one plan's part of a step, and `share` of the step's seconds for it. Who has ended
+        since the step before is told with it."""
         tally = self.tallies[step.plan]
         tally.add_yields(step.yields, step.seconds * share, is_pure=step.is_alone)
         self.totals.generated_tokens += step.tokens
+        gone, self._gone = self._gone, []
         with self._lock:
+            step = step._replace(answers=len(gone), ended=drafted(gone))
             self.governor.observe(step, self.clock())
 
     def _follow(self) -> None:

@@ -31,7 +31,7 @@ from replicas.torch_engine.modes import MODES, DecodeMode, Group
 from replicas.torch_engine.modes.base import RoundResult
 from replicas.torch_engine.sampling import choice_for, choose
 from replicas.torch_engine.scheduler import effective_plan
-from replicas.torch_engine.sequence import Sequence, drafted
+from replicas.torch_engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,10 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         A plain step needs one slot a row, and SGLang spends on it what it spends on ordinary
         decoding, which for a small model is several percent less.
         """
-        sequences = [sequence_of(req) for req in batch.reqs]
+        # SGLang takes those that have ended out of the batch a moment later.
+        sequences = [sequence_of(req) for req in batch.reqs if not req.finished()]
+        if not sequences:
+            return
         self._plan = self.state.pick(sequences)
         is_plain = all(effective_plan(s, self._plan).mode is Mode.AR for s in sequences)
         batch.spec_algorithm = SpeculativeAlgorithm.NONE if is_plain else self._algorithm
@@ -154,8 +157,7 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         self.state.tallies[AR].add_round(result)
         self.state.totals.steps += 1
         tokens = [token for [token] in result.tokens]
-        ended = [s for s, t in zip(group.sequences, tokens, strict=True) if _is_last(s, t)]
-        self._observe(batch, [(group, result.tokens, ended)], started)
+        self._observe(batch, [(group, result.tokens)], started)
         # A tensor would be put aside for the next step, whose input `rows` makes from the requests.
         batch.input_ids = None
         return GenerationBatchResult(next_token_ids=tokens)
@@ -178,7 +180,7 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
                     requests[id(sequence)], sequence, tokens, cached, group.plan
                 )
         self.state.totals.steps += 1
-        parts = [(g, [yielded[id(s)] for s in g.sequences], g.ended()) for g in groups]
+        parts = [(group, [yielded[id(s)] for s in group.sequences]) for group in groups]
         self._observe(batch, parts, started)
         return self._result(batch, [yielded[id(s)] for s in sequences])
 
@@ -206,17 +208,13 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
         return torch.cat(logits)[back].flatten(0, 1)
 
     def _observe(
-        self,
-        batch: Any,
-        parts: list[tuple[Group, list[list[int]], list[Sequence]]],
-        started: float,
+        self, batch: Any, parts: list[tuple[Group, list[list[int]]]], started: float
     ) -> None:
-        """Of every group, what each row yielded and who has ended. Shares the step's wall time by
-        rows; SGLang's own part of it lies between two calls."""
+        """Shares the step's wall time by rows; SGLang's own part of it lies between two calls."""
         begun = self._ended_at if self._ended_at and not batch.after_idle_gap else started
         seconds = time.monotonic() - begun
-        context_tokens = sum(s.cached for group, _, _ in parts for s in group.sequences)
-        for group, yielded, ended in parts:
+        context_tokens = sum(s.cached for group, _ in parts for s in group.sequences)
+        for group, yielded in parts:
             yields = [len(tokens) for tokens in yielded]
             group.count_rounds(yields)
             self.state.observe(
@@ -227,8 +225,6 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
                     seconds=seconds,
                     yields=yields,
                     is_alone=len(parts) == 1,
-                    answers=len(ended),
-                    ended=drafted(ended),
                 ),
                 share=len(group.sequences) / len(batch.reqs),
             )
@@ -257,11 +253,6 @@ def _return_spare_slots(batch: Any) -> None:
         if kv.kv_allocated_len > kv.kv_committed_len:
             batch.tree_cache.free_kv_row(kv, [(kv.kv_committed_len, kv.kv_allocated_len)])
             kv.kv_allocated_len = kv.kv_committed_len
-
-
-def _is_last(sequence: Sequence, token: int) -> bool:
-    """Whether SGLang, which appends it, will end the sequence with this token."""
-    return sequence.ends_with(token) or sequence.remaining <= 1
 
 
 def _grouped(sequences: list[Sequence], plan: Plan) -> list[Group]:

@@ -32,10 +32,6 @@ class Group:
             for sequence, count in zip(self.sequences, kept, strict=True):
                 sequence.count_round(count, self.plan.block_length)
 
-    def ended(self) -> list[Sequence]:
-        """Those that were done with this step."""
-        return [s for s in self.sequences if s.finish_reason is not None]
-
 
 @dataclass(slots=True)
 class RoundResult:

@@ -8,6 +8,7 @@ import pytest
 
 from policies.vocabulary import Plan, Quality, all_plans
 from replicas.engine import FinishReason
+from replicas.torch_engine.sequence import Sequence, drafted
 from tests.replicas.torch_engine.builders import TINY, build_engine, build_model, random_weights
 from tests.replicas.torch_engine.ledger import Reciter
 from tests.replicas.torch_engine.runs import Outcome, assert_empty, request, run_all
@@ -105,6 +106,26 @@ def test_a_stop_string_is_exact(recite, plan, stop):
     assert outcome.text == TEXT[: min((TEXT.find(s) for s in stop if s in TEXT), default=None)]
     ended = FinishReason.LENGTH if complete is None else FinishReason.STOP
     assert outcome.reason is ended
+
+
+@pytest.mark.parametrize(
+    ("kept", "tried", "accepted"),
+    [(1, 1, 0), (5, 5, 4), (8, 7, 7)],  # the last one is right to its end: nothing failed
+)
+def test_a_round_tells_how_far_its_draft_was_right(kept, tried, accepted):
+    sequence = Sequence(request("r", (5, 6), 40), 0, 0, frozenset())
+    sequence.count_round(kept, 8)
+    assert drafted([sequence]) == ([tried], [accepted])
+    sequence.preempt()  # what is known of its drafts is not lost with its row
+    assert drafted([sequence]) == ([tried], [accepted])
+
+
+def test_what_an_answers_end_cuts_off_did_not_fail():
+    sequence = Sequence(request("r", (5, 6), 3), 0, 0, frozenset())
+    kept, _ = sequence.commit([7, 8, 9, 10])
+    assert sequence.finish_reason is FinishReason.LENGTH
+    sequence.count_round(len(kept), 8)
+    assert drafted([sequence]) == ([2], [2])
 
 
 @plans

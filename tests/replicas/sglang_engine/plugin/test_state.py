@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from policies.observation import StepObservation
+from policies.observation import Drafted, StepObservation
 from policies.vocabulary import AR, Mode, Plan, Quality, Schedule
+from replicas.governor import Governor
 from replicas.sglang_engine.plugin.compatibility import (
     IncompatibleSGLang,
     check_version,
@@ -101,6 +102,29 @@ def test_a_broken_schedule_is_reported_and_the_last_one_goes_on(tmp_path: Path) 
 def test_a_plan_is_cut_to_the_longest_block_the_server_was_started_for(tmp_path: Path) -> None:
     write_schedule(tmp_path, Schedule.pinned(LONG, version=1))
     assert state_at(tmp_path, max_block_length=8).pick([sequence_of(sgl_request())]) == SHORT
+
+
+def test_who_is_no_longer_there_has_ended_and_the_governor_learns_how_its_drafts_fared(
+    tmp_path: Path,
+) -> None:
+    """However it ended: what SGLang ends, and what the replica aborts at a stop string."""
+    told: list[StepObservation] = []
+
+    class Listener(Governor):
+        def observe(self, step: StepObservation, now: float) -> None:
+            told.append(step)
+
+    state = state_at(tmp_path)
+    state.governor = Listener(Schedule.pinned(SHORT))
+    leaving, staying = (sequence_of(sgl_request()) for _ in range(2))
+    leaving.count_round(3, 8)
+    state.pick([leaving, staying])
+    state.observe(StepObservation(SHORT, 2, 100, 0.5, [3, 1]))
+    state.pick([staying])
+    for _ in range(2):
+        state.observe(StepObservation(SHORT, 1, 100, 0.5, [3]))
+    assert [step.answers for step in told] == [0, 1, 0]
+    assert told[1].ended == Drafted([3], [2])
 
 
 def test_what_steps_yield_is_counted_by_plan(tmp_path: Path) -> None:
