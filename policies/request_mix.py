@@ -14,8 +14,7 @@ where the last round of an answer counts up to its end: short answers differ les
 Every request's chance is judged by its own drafts, and by what requests are like (empirical Bayes
 over a grid of chances). Of who will run, those that decode now count for as long as answers last;
 after them come requests as they are, each for as long as it takes: the harmonic mean, tokens of an
-answer over rounds of an answer. That is what a plan yields if it stays, whoever is there by chance,
-and a plan is not changed for them.
+answer over rounds of an answer. That is what a plan yields if it stays, whoever is there by chance.
 """
 
 from __future__ import annotations

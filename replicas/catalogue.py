@@ -112,7 +112,7 @@ REPLICA_METRICS: tuple[Metric, ...] = (
     gauge(
         "governor_predicted_tokens_per_second",
         "tokens/s",
-        "What the replica's governor expects of a plan at its present batch; absent under bands.",
+        "What the governor expects of a plan that stays, at its present load; absent under bands.",
         PLAN,
     ),
     counter(
