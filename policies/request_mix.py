@@ -77,6 +77,8 @@ class RequestMix:
     def __init__(self) -> None:
         self._ended = np.zeros(len(CHANCES))
         """Requests of late that drafted and have ended."""
+        self._weights, self._log_weights = FIRST_WEIGHTS, np.log(FIRST_WEIGHTS)
+        """What requests are like."""
         self._measured = np.zeros(len(CHANCES))
         """Rounds that an estimate rests on, and those that none was made of yet."""
         self._new = np.zeros(len(CHANCES))
@@ -91,7 +93,8 @@ class RequestMix:
 
     def meet(self, decoding: Drafted) -> None:
         """Who decodes now; at least one."""
-        self._present = self._chances(*decoding).mean(axis=0)
+        chances = self._chances(*decoding)
+        self._present = np.add.reduce(chances) / len(chances)
 
     def count(self, rounds: int) -> None:
         """So many rounds of those met last."""
@@ -103,7 +106,7 @@ class RequestMix:
         tried, accepted = np.asarray(requests.tried), np.asarray(requests.accepted)
         known = tried > 0
         if known.any():
-            self._ended = self._ended + self._chances(tried[known], accepted[known]).sum(axis=0)
+            self._ended = self._ended + np.add.reduce(self._chances(tried[known], accepted[known]))
             self._remember(MOST_REQUESTS)
 
     def after(self, keep: float) -> None:
@@ -125,7 +128,7 @@ class RequestMix:
         """
         if self._present is None:
             return None
-        steady = 1.0 / (1.0 / self._tokens @ self._weights())
+        steady = 1.0 / (1.0 / self._tokens @ self._weights)
         present = self._tokens @ self._present
         other_rounds = max(LEAST_ROUNDS, prior_rounds)
         rounds = self._measured.sum() + other_rounds
@@ -140,20 +143,18 @@ class RequestMix:
 
     def _remember(self, most: float) -> None:
         self._ended = self._ended * (most / max(most, self._ended.sum()))
-
-    def _weights(self) -> Floats:
         requests = self._ended + GUESSED_REQUESTS * FIRST_WEIGHTS
-        weights: Floats = requests / requests.sum()
-        return weights
+        self._weights = requests / requests.sum()
+        self._log_weights = np.log(self._weights)
 
     def _chances(self, tried: Numbers, accepted: Numbers) -> Floats:
         """Of every request, how likely each chance is its own."""
         hits = np.asarray(accepted, dtype=np.float64)
         misses = np.maximum(np.asarray(tried, dtype=np.float64) - hits, 0.0)
         logs = np.multiply.outer(hits, _LOG_ACCEPTED) + np.multiply.outer(misses, _LOG_REJECTED)
-        logs += np.log(self._weights())
-        likely = np.exp(logs - logs.max(axis=1, keepdims=True))
-        found: Floats = likely / likely.sum(axis=1, keepdims=True)
+        logs += self._log_weights
+        likely = np.exp(logs - np.maximum.reduce(logs, axis=1, keepdims=True))
+        found: Floats = likely / np.add.reduce(likely, axis=1, keepdims=True)
         return found
 
 
