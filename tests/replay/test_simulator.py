@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -122,15 +123,20 @@ class Listener(Governed):
         super().observe(step, now)
 
 
+def serve(replica: Replica, answers: Sequence[int]) -> None:
+    """Requests for answers of so many tokens, all at once, until the last has ended."""
+    due: float | None = None
+    for number, tokens in enumerate(answers):
+        due = replica.submit(Request(number, 0.0, 100, tokens, 0), 0.0) or due
+    while due is not None:
+        due = replica.advance(due)
+
+
 def test_the_governor_is_told_how_the_drafts_of_every_answer_fared() -> None:
     plan = Plan.parse("self_speculation/8")
     chooser = Listener(Schedule.pinned(plan))
     replica = Replica("r", World(MACHINE, noise=0.0), chooser, Traffic(0), (0,), prefills=False)
-    due: float | None = None
-    for number in range(40):
-        due = replica.submit(Request(number, 0.0, 100, 1000, 0), 0.0) or due
-    while due is not None:
-        due = replica.advance(due)
+    serve(replica, [1000] * 40)
     assert len(chooser.ended) == 40
     # Every round keeps a token besides the accepted ones, and one that is wrong ends it.
     rounds = chooser.tokens - sum(accepted for _, accepted in chooser.ended)
@@ -144,11 +150,7 @@ def test_the_governor_is_told_how_the_drafts_of_every_answer_fared() -> None:
 def test_the_governor_is_told_of_every_answer_that_ends() -> None:
     chooser = Listener(Schedule.pinned(PROBED))
     replica = Replica("r", World(MACHINE, noise=0.0), chooser, Traffic(0), (0,), prefills=False)
-    due: float | None = None
-    for number, output in enumerate((10, 40, 40, 300)):
-        due = replica.submit(Request(number, 0.0, 100, output, 0), 0.0) or due
-    while due is not None:
-        due = replica.advance(due)
+    serve(replica, [10, 40, 40, 300])
     assert chooser.answers == 4
 
 
@@ -156,11 +158,7 @@ def test_metrics_call_accepted_what_was_kept_of_a_draft_and_not_what_lies_behind
     plan = Plan.parse("self_speculation/32")
     chooser = Governed(Schedule.pinned(plan))
     replica = Replica("r", World(MACHINE, noise=0.0), chooser, Traffic(0), (0,), prefills=False)
-    due: float | None = None
-    for number in range(40):
-        due = replica.submit(Request(number, 0.0, 100, 8, 0), 0.0) or due
-    while due is not None:
-        due = replica.advance(due)
+    serve(replica, [8] * 40)
     used = plan_signals(replica.counters.table, 0.0)[plan]
     assert used.tokens_per_forward.value is not None
     kept = 2.0 * used.tokens_per_forward.value

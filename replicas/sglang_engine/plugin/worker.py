@@ -156,11 +156,10 @@ class TriModeWorker(BaseSpecWorker):  # type: ignore[misc]
             record_plans(req, str(AR), 1)
         self.state.tallies[AR].add_round(result)
         self.state.totals.steps += 1
-        tokens = [token for [token] in result.tokens]
         self._observe(batch, [(group, result.tokens)], started)
         # A tensor would be put aside for the next step, whose input `rows` makes from the requests.
         batch.input_ids = None
-        return GenerationBatchResult(next_token_ids=tokens)
+        return GenerationBatchResult(next_token_ids=[token for [token] in result.tokens])
 
     def _decode(self, batch: Any, started: float) -> GenerationBatchResult:
         sequences = [sequence_of(req) for req in batch.reqs]
